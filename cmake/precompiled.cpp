@@ -1,0 +1,1 @@
+// Owner of the precompiled header; has nothing of its own.

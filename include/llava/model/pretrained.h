@@ -1,0 +1,40 @@
+// Folders <-> models. What a folder is gets decided by its files and keys, never by its name.
+#pragma once
+
+#include "llava/model/llava.h"
+
+#include <string>
+#include <vector>
+
+namespace llava::model {
+
+struct LoadOptions {
+  torch::Device device = torch::kCPU;
+  std::optional<torch::ScalarType> dtype;  // nothing: as the files are
+  std::string model_base;                  // for projector-only and LoRA folders
+  std::string vision_tower;                // overrides the config's
+};
+
+/// A model and the folders its other files (tokenizer) come from.
+struct Pretrained {
+  Llava model{nullptr};
+  std::string tokenizer_folder;
+};
+
+/// Loads any folder of the contract's table. No random initialisation, no second copy: each tensor
+/// goes from the file's mapping to its place.  Throws Error(data) listing every missing, unexpected
+/// and misshapen tensor at once.
+Pretrained load_pretrained(const std::string& folder, const LoadOptions& options = {});
+
+/// Writes config, weights, preprocessor and tokenizer files (copied from `tokenizer_folder`) so that
+/// the layout's readers load it.  All or nothing per file; weights first, config last.
+void save_pretrained(const std::string& folder, Llava& model, Layout layout,
+                     const std::string& tokenizer_folder);
+
+/// Only the projector, as the reference's Stage 1 writes it: mm_projector.bin and config.json.
+void save_projector(const std::string& folder, Llava& model);
+
+/// Loads mm_projector.bin (or .safetensors) into a model.  Throws Error(data) on any mismatch.
+void load_projector(const std::string& path, Llava& model);
+
+}  // namespace llava::model
