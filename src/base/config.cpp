@@ -40,7 +40,8 @@ class CheckedBuilder : public nlohmann::detail::json_sax_dom_parser<Json> {
     }
     return Base::key(name);
   }
-  bool parse_error(std::size_t byte, const std::string& token, const nlohmann::detail::exception& e) {
+  bool parse_error(std::size_t byte, const std::string& token,
+                   const nlohmann::detail::exception& e) {
     position = byte;
     const std::string text = e.what();  // "[json.exception...] parse error at line..: reason"
     const auto reason = text.find(": ");
@@ -150,7 +151,8 @@ std::vector<std::string> split_list(const std::string& text) {
 
 void parse_value(const std::string& text, const std::string& where, bool& value) {
   std::string word = text;
-  std::transform(word.begin(), word.end(), word.begin(), [](unsigned char c) { return std::tolower(c); });
+  std::transform(word.begin(), word.end(), word.begin(),
+                 [](unsigned char c) { return std::tolower(c); });
   if (word == "true" || word == "1" || word == "yes" || word == "on") {
     value = true;
   } else if (word == "false" || word == "0" || word == "no" || word == "off") {

@@ -19,7 +19,8 @@ namespace {
 /// A descriptor that closes itself.
 class Descriptor {
  public:
-  Descriptor(const std::string& path, int flags) : value_(::open(path.c_str(), flags | O_CLOEXEC)) {}
+  Descriptor(const std::string& path, int flags)
+      : value_(::open(path.c_str(), flags | O_CLOEXEC)) {}
   ~Descriptor() {
     if (value_ >= 0) ::close(value_);
   }
@@ -98,7 +99,8 @@ MappedFile::MappedFile(const std::string& path) {
   const std::size_t size = regular_file_size(file.get(), path);
   void* data = nullptr;
   if (size > 0) {
-    data = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, file.get(), 0);
+    data =
+        ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, file.get(), 0);
     expect(data != MAP_FAILED, Fault::data, path, ": cannot be mapped (", reason(errno), ")");
   }
   mapping_ = std::make_shared<Mapping>(path, data, size);

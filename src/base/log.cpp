@@ -87,8 +87,8 @@ Level level() {
 
 void set_rank(int rank, int world_size) {
   output().rank = rank;
-  output().logger.set_pattern(
-      world_size > 1 ? "%H:%M:%S %l [rank " + std::to_string(rank) + "] %v" : "%H:%M:%S %l %v");
+  output().logger.set_pattern(world_size > 1 ? "%H:%M:%S %l [rank " + std::to_string(rank) + "] %v"
+                                             : "%H:%M:%S %l %v");
 }
 
 void line(Level at, const std::string& text) { output().logger.log(spdlog_level(at), text); }
