@@ -25,11 +25,19 @@ struct Batch {
   std::vector<std::string> example_ids;
 
   std::int64_t rows() const { return static_cast<std::int64_t>(starts.size()) - 1; }
-  std::int64_t num_tokens() const;    // T after splicing
-  std::int64_t num_learned() const;   // labels that are learned: not kIgnore and not first in a row
+
+  /// T: tokens after splicing.
+  std::int64_t num_tokens() const;
+
+  /// Labels that are learned: not kIgnore and not first in a row. Labels must be on the CPU.
+  std::int64_t num_learned() const;
+
+  /// The same batch there; from pinned memory the copy to a GPU does not wait.
   Batch to(torch::Device device) const;
 };
 
-Batch collate(const std::vector<Example>& examples);
+/// `pinned` takes memory that a GPU can read by itself.  Throws Error(data) if tiles differ in
+/// size.
+Batch collate(const std::vector<Example>& examples, bool pinned = false);
 
 }  // namespace llava::input
