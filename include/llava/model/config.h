@@ -1,5 +1,5 @@
-// Hyperparameters of a LLaVA model from a Hugging Face or an original config.json, strict about what
-// is missing; defaults are those of the classes that wrote the files.
+// Hyperparameters of a LLaVA model from a Hugging Face or an original config.json, strict about
+// what is missing; defaults are those of the classes that wrote the files.
 #pragma once
 
 #include "llava/base/config.h"
@@ -31,8 +31,8 @@ struct ClipVisionConfig {
 struct RopeScaling {
   std::string type;  // "default", "linear", "dynamic" or "llama3"
   double factor = 1;
-  double low_freq_factor = 1, high_freq_factor = 4;         // llama3
-  std::int64_t original_max_position_embeddings = 8192;     // llama3
+  double low_freq_factor = 1, high_freq_factor = 4;      // llama3
+  std::int64_t original_max_position_embeddings = 8192;  // llama3
 };
 
 /// Llama, Vicuna, Mistral and Qwen2 decoders.
@@ -67,22 +67,24 @@ struct LlavaConfig {
   LlamaConfig text;
 
   std::string projector_type = "mlp2x_gelu";  // "linear", "mlpNx_gelu" or "identity"
+  std::string projector_act = "gelu";  // between the projector's Linears; "gelu" is the erf form
   bool projector_bias = true;
-  std::vector<std::int64_t> feature_layers{-2};  // into hidden states incl. the embeddings'; several are concatenated
-  std::string feature_select = "patch";          // "patch", "cls_patch" or "cls" (class token alone)
+  // Which hidden states (0: the embeddings, -1: the last layer's); several are concatenated.
+  std::vector<std::int64_t> feature_layers{-2};
+  std::string feature_select = "patch";  // "patch", "cls_patch" or "cls" (class token alone)
 
   media::TilingConfig tiling;  // preprocessing, from preprocessor_config.json and config.json
   media::MergeConfig merge;    // tiles' features -> one sequence
   bool has_newline = false;    // there is an image_newline vector
   bool is_video = false;       // LLaVA-NeXT-Video
 
-  bool image_start_end = false;    // mm_use_im_start_end
-  bool tower_in_weights = true;    // false: vision weights come from `vision_tower`
-  std::string vision_tower;        // mm_vision_tower: folder or public name
+  bool image_start_end = false;  // mm_use_im_start_end
+  bool tower_in_weights = true;  // false: vision weights come from `vision_tower`
+  std::string vision_tower;      // mm_vision_tower: folder or public name
   std::int64_t image_token_id = -1, video_token_id = -1;  // Hugging Face layout; -1: none
-  std::string torch_dtype;         // as the file says; "" when silent
-  std::string conversation;        // template name when the folder names or implies one, else ""
-  std::int64_t max_length = 0;     // tokens after splicing that the folder allows; 0: text.max_position_embeddings
+  std::string torch_dtype;                                // as the file says; "" when silent
+  std::string conversation;     // template name when the folder names or implies one, else ""
+  std::int64_t max_length = 0;  // tokens after splicing; 0: text.max_position_embeddings
 
   Json source;  // the file as read, so that unknown keys survive saving
 };
@@ -90,7 +92,21 @@ struct LlavaConfig {
 /// From a folder's config.json (+ preprocessor_config.json and the like).
 /// Throws Error(data) naming the file and the key.
 LlavaConfig read_llava_config(const std::string& folder);
-ClipVisionConfig read_clip_config(const std::string& folder);  // a bare CLIP folder
-LlamaConfig read_llama_config(const std::string& folder);      // a bare Llama/Vicuna/Mistral/Qwen2 folder
+/// From a bare CLIP folder; from a bare Llama, Vicuna, Mistral or Qwen2 folder.
+ClipVisionConfig read_clip_config(const std::string& folder);
+LlamaConfig read_llama_config(const std::string& folder);
+
+/// A config.json of either layout, complete: every size explicit, keys of `config.source` that we
+/// do not know kept.  Throws Error(data) where the layout cannot express the model.
+Json hugging_face_config(const LlavaConfig& config);
+Json original_config(const LlavaConfig& config);
+
+/// The preprocessor_config.json that goes with either layout.
+Json preprocessor_config(const LlavaConfig& config);
+
+/// Models by name: tiny, llava-1.5-7b, llava-1.5-13b, llava-1.6-7b, ... in the Hugging Face layout.
+/// Change fields of the result for other sizes.  Throws Error(usage) naming the nearest name.
+LlavaConfig named_shape(const std::string& name);
+std::vector<std::string> shape_names();
 
 }  // namespace llava::model

@@ -43,12 +43,15 @@ struct LlavaImpl : torch::nn::Module {
   /// Logits of hidden states [n, D] -> [n, V] float32.
   torch::Tensor logits(const torch::Tensor& hidden);
 
+  /// The output head's weight [V, D]: lm_head's, or the embedding's when tied.
+  const torch::Tensor& head_weight() const;
+
   LlavaConfig config;
   ClipVision vision{nullptr};
   Projector projector{nullptr};
   Llama llama{nullptr};
-  nn::Linear lm_head{nullptr};   // absent (nullptr) when embeddings are tied
-  torch::Tensor image_newline;   // [D]; undefined when the model has none
+  nn::Linear lm_head{nullptr};  // absent (nullptr) when embeddings are tied
+  torch::Tensor image_newline;  // [D]; undefined when the model has none
 };
 TORCH_MODULE(Llava);
 

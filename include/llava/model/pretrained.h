@@ -3,6 +3,7 @@
 
 #include "llava/model/llava.h"
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,10 +27,16 @@ struct Pretrained {
 /// and misshapen tensor at once.
 Pretrained load_pretrained(const std::string& folder, const LoadOptions& options = {});
 
-/// Writes config, weights, preprocessor and tokenizer files (copied from `tokenizer_folder`) so that
-/// the layout's readers load it.  All or nothing per file; weights first, config last.
+/// Writes config, weights, preprocessor and tokenizer files (copied from `tokenizer_folder`) so
+/// that the layout's readers load it.  All or nothing per file; weights first, config last.
 void save_pretrained(const std::string& folder, Llava& model, Layout layout,
                      const std::string& tokenizer_folder);
+
+/// A new LLaVA from a bare CLIP folder and a bare Llama/Vicuna/Mistral/Qwen2 folder: `wanted` says
+/// everything else (projector, features, tiling, layout); its vision and text parts are replaced by
+/// the folders'. The projector and newline get initial values from `seed`.
+Pretrained assemble(const std::string& vision_folder, const std::string& language_folder,
+                    LlavaConfig wanted, std::uint64_t seed, const LoadOptions& options = {});
 
 /// Only the projector, as the reference's Stage 1 writes it: mm_projector.bin and config.json.
 void save_projector(const std::string& folder, Llava& model);

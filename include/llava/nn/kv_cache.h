@@ -13,8 +13,8 @@ class KvCache {
   KvCache(std::int64_t layers, std::int64_t heads, std::int64_t head_size, std::int64_t capacity,
           const torch::TensorOptions& options);
 
-  /// Stores keys and values [K, T, E] of new tokens after those kept, for one layer, and returns all
-  /// of that layer's, [K, length + T, E] views. Throws Error(capacity) when full.
+  /// Stores keys and values [K, T, E] of new tokens after those kept, for one layer, and returns
+  /// all of that layer's, [K, length + T, E] views. Throws Error(capacity) when full.
   std::pair<torch::Tensor, torch::Tensor> append(std::int64_t layer, const torch::Tensor& keys,
                                                  const torch::Tensor& values);
 

@@ -1,0 +1,83 @@
+// Llama, Vicuna, Mistral and Qwen2 decoders on flat batches: rows end to end, no padding, no mask.
+// Source: "LLaMA: Open and Efficient Foundation Language Models"; transformers 5.24,
+// modeling_llama.py (names, order of operations, rounding).
+//   B rows   T tokens of all rows   D hidden size   H query heads   K key/value heads   E head size
+//   F feed-forward size
+#pragma once
+
+#include "llava/model/config.h"
+#include "llava/nn/attention.h"
+#include "llava/nn/linear.h"
+#include "llava/nn/norm.h"
+#include "llava/nn/recompute.h"
+#include "llava/nn/rotary.h"
+
+#include <functional>
+
+namespace llava::model {
+
+/// What all layers of one forward share.
+struct LlamaContext {
+  const nn::Rows& rows;
+  torch::Tensor cos, sin;  // [T, E/2]
+  nn::Recompute recompute = nn::Recompute::none;
+};
+
+struct LlamaAttentionImpl : torch::nn::Module {
+  LlamaAttentionImpl(const LlamaConfig& config, const torch::TensorOptions& options);
+  torch::Tensor forward(const torch::Tensor& x, const LlamaContext& context,
+                        std::int64_t layer);  // [T, D] -> [T, D]
+
+  std::int64_t heads, kv_heads, head_dim;
+  nn::Linear q_proj{nullptr}, k_proj{nullptr}, v_proj{nullptr}, o_proj{nullptr};
+};
+TORCH_MODULE(LlamaAttention);
+
+/// SwiGLU feed-forward.  Source: "GLU Variants Improve Transformer", eq. 6.
+struct LlamaMlpImpl : torch::nn::Module {
+  LlamaMlpImpl(const LlamaConfig& config, const torch::TensorOptions& options);
+  torch::Tensor forward(const torch::Tensor& x);  // [T, D] -> [T, D]
+
+  nn::Linear gate_proj{nullptr}, up_proj{nullptr}, down_proj{nullptr};
+};
+TORCH_MODULE(LlamaMlp);
+
+struct LlamaLayerImpl : torch::nn::Module {
+  LlamaLayerImpl(const LlamaConfig& config, const torch::TensorOptions& options);
+  torch::Tensor forward(const torch::Tensor& x, const LlamaContext& context,
+                        std::int64_t layer);  // [T, D] -> [T, D]
+
+  LlamaAttention self_attn{nullptr};
+  LlamaMlp mlp{nullptr};
+  nn::RmsNorm input_layernorm{nullptr}, post_attention_layernorm{nullptr};
+};
+TORCH_MODULE(LlamaLayer);
+
+struct LlamaImpl : torch::nn::Module {
+  LlamaImpl(const LlamaConfig& config, const torch::TensorOptions& options);
+
+  /// embeds [T, D] of rows beginning at starts [B+1] -> hidden states [T, D] after the final norm.
+  /// `caches`: one per row, or empty; a row's positions begin at its cache's length, and the cache
+  /// has grown by the row when this returns. Caches need gradients to be off.
+  /// Throws Error(usage) when starts and embeds disagree, Error(capacity) when a cache is full.
+  torch::Tensor forward(const torch::Tensor& embeds, const std::vector<std::int64_t>& starts,
+                        const std::vector<nn::KvCache*>& caches = {});
+
+  /// Called around every layer with its number, in forward and where backward runs it again.
+  std::function<void(std::int64_t)> before_layer, after_layer;
+  nn::Recompute recompute = nn::Recompute::none;
+
+  LlamaConfig config;
+  nn::Embedding embed_tokens{nullptr};
+  torch::nn::ModuleList layers{nullptr};
+  nn::RmsNorm norm{nullptr};
+
+ private:
+  nn::Rotary rotary_;
+};
+TORCH_MODULE(Llama);
+
+/// An empty cache for one row of a model.
+nn::KvCache make_cache(const Llama& llama, std::int64_t capacity);
+
+}  // namespace llava::model
