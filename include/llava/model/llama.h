@@ -63,8 +63,10 @@ struct LlamaImpl : torch::nn::Module {
   torch::Tensor forward(const torch::Tensor& embeds, const std::vector<std::int64_t>& starts,
                         const std::vector<nn::KvCache*>& caches = {});
 
-  /// Called around every layer with its number, in forward and where backward runs it again.
-  std::function<void(std::int64_t)> before_layer, after_layer;
+  /// Called around every layer in forward, outside of what recompute runs again, with the layer's
+  /// number and the hidden states [T, D] that enter or leave it. Who shards weights gathers and
+  /// frees them here, and hooks these tensors to do the same in backward.
+  std::function<void(std::int64_t, const torch::Tensor&)> before_layer, after_layer;
   nn::Recompute recompute = nn::Recompute::none;
 
   LlamaConfig config;
