@@ -1,0 +1,297 @@
+#include "llava/data/sampler.h"
+
+#include "llava/base/check.h"
+#include "llava/base/workers.h"
+#include "random.h"
+
+#include <algorithm>
+#include <atomic>
+#include <functional>
+#include <queue>
+
+namespace llava::data {
+namespace {
+
+using Indices = std::vector<std::int64_t>;
+
+std::int64_t round_up(std::int64_t count, std::int64_t unit) {
+  return (count + unit - 1) / unit * unit;
+}
+
+/// Calls `measure` for every record, in blocks, on several threads.
+void for_all(const Records& records, std::int64_t threads,
+             const std::function<void(std::int64_t)>& measure) {
+  constexpr std::int64_t kBlock = 256;
+  std::atomic<std::int64_t> next{0};
+  WorkerGroup workers;
+  for (std::int64_t i = 0; i < std::max<std::int64_t>(threads, 1); ++i) {
+    workers.start([&] {
+      for (std::int64_t begin; (begin = next.fetch_add(kBlock)) < records.size();)
+        for (auto k = begin; k < std::min(begin + kBlock, records.size()); ++k) measure(k);
+    });
+  }
+  workers.join();
+}
+
+/// Words of all turns, negative for a record without pictures.
+std::int32_t modality_length(const Record& record) {
+  std::int64_t words = 0;
+  for (const auto& message : record.conversation.messages) words += count_words(message.text);
+  words = std::clamp<std::int64_t>(words, 1, INT32_MAX);  // the reference fails on none at all
+  return static_cast<std::int32_t>(record.images.empty() && record.video.empty() ? -words : words);
+}
+
+Lengths measured(const Records& records, std::int64_t threads,
+                 const std::function<std::int64_t(const Record&)>& tokens) {
+  Lengths lengths;
+  lengths.words.resize(static_cast<std::size_t>(records.size()));
+  lengths.tokens.resize(lengths.words.size());
+  for_all(records, threads, [&](std::int64_t index) {
+    const auto record = records.at(index);
+    const auto i = static_cast<std::size_t>(index);
+    lengths.words[i] = modality_length(record);
+    lengths.tokens[i] =
+        static_cast<std::int32_t>(std::clamp<std::int64_t>(tokens(record), 1, 1 << 30));
+  });
+  return lengths;
+}
+
+/// Deals sorted samples to `parts` equally long lists, each sample to the list with the least so
+/// far; when they do not divide, by turns. Source: haotian-liu/LLaVA 1.2.2, llava_trainer.py,
+/// split_to_even_chunks.
+std::vector<Indices> even_chunks(const Indices& sorted, const std::vector<std::int64_t>& lengths,
+                                 std::size_t parts) {
+  std::vector<Indices> chunks(parts);
+  if (sorted.size() % parts != 0) {
+    for (std::size_t i = 0; i < sorted.size(); ++i) chunks[i % parts].push_back(sorted[i]);
+    return chunks;
+  }
+  using Load = std::pair<std::int64_t, std::size_t>;  // total, list: ties go to the lowest list
+  std::priority_queue<Load, std::vector<Load>, std::greater<>> open;
+  for (std::size_t i = 0; i < parts; ++i) open.emplace(0, i);
+  for (const auto index : sorted) {
+    const auto [total, list] = open.top();
+    open.pop();
+    chunks[list].push_back(index);
+    if (chunks[list].size() < sorted.size() / parts)
+      open.emplace(total + lengths[static_cast<std::size_t>(index)], list);
+  }
+  return chunks;
+}
+
+/// Positions 0 .. n-1 shuffled, then sorted by length within each megabatch and dealt evenly.
+/// Source: the same file, get_length_grouped_indices.
+Indices length_grouped(const std::vector<std::int64_t>& lengths, std::int64_t rows,
+                       std::int64_t parts, Random& random) {
+  const auto shuffled = random.permutation(lengths.size());
+  const auto megabatch = static_cast<std::size_t>(rows * parts);
+  Indices order;
+  for (std::size_t begin = 0; begin < shuffled.size(); begin += megabatch) {
+    const auto end = std::min(begin + megabatch, shuffled.size());
+    Indices chunk(shuffled.begin() + static_cast<std::ptrdiff_t>(begin),
+                  shuffled.begin() + static_cast<std::ptrdiff_t>(end));
+    std::stable_sort(chunk.begin(), chunk.end(), [&](std::int64_t a, std::int64_t b) {
+      return lengths[static_cast<std::size_t>(a)] > lengths[static_cast<std::size_t>(b)];
+    });
+    for (const auto& list : even_chunks(chunk, lengths, static_cast<std::size_t>(parts)))
+      order.insert(order.end(), list.begin(), list.end());
+  }
+  return order;
+}
+
+/// Source: the same file, get_modality_length_grouped_indices.
+Indices modality_grouped(const std::vector<std::int32_t>& words, std::int64_t rows,
+                         std::int64_t parts, Random& random) {
+  const bool pictures = std::any_of(words.begin(), words.end(), [](auto n) { return n > 0; });
+  const bool texts = std::any_of(words.begin(), words.end(), [](auto n) { return n < 0; });
+  if (!pictures || !texts) return length_grouped({words.begin(), words.end()}, rows, parts, random);
+
+  const auto megabatch = static_cast<std::size_t>(rows * parts);
+  std::vector<Indices> megabatches;
+  Indices last;
+  for (const int sign : {1, -1}) {
+    Indices own, lengths;
+    for (std::size_t i = 0; i < words.size(); ++i) {
+      if (words[i] * sign < 0) continue;
+      own.push_back(static_cast<std::int64_t>(i));
+      lengths.push_back(words[i] * sign);
+    }
+    Indices order = length_grouped(lengths, rows, parts, random);
+    for (auto& position : order) position = own[static_cast<std::size_t>(position)];
+    // The last megabatch, whole or not, goes to the very end.
+    const auto whole = (order.size() - 1) / megabatch;
+    for (std::size_t i = 0; i < whole; ++i)
+      megabatches.emplace_back(order.begin() + static_cast<std::ptrdiff_t>(i * megabatch),
+                               order.begin() + static_cast<std::ptrdiff_t>((i + 1) * megabatch));
+    last.insert(last.end(), order.begin() + static_cast<std::ptrdiff_t>(whole * megabatch),
+                order.end());
+  }
+  Indices order;
+  for (const auto i : random.permutation(megabatches.size())) {
+    const auto& chunk = megabatches[static_cast<std::size_t>(i)];
+    order.insert(order.end(), chunk.begin(), chunk.end());
+  }
+  std::sort(last.begin(), last.end());
+  order.insert(order.end(), last.begin(), last.end());
+  return order;
+}
+
+std::int64_t tokens_of(const Indices& samples, const Lengths& lengths) {
+  std::int64_t sum = 0;
+  for (const auto index : samples) sum += lengths.tokens[static_cast<std::size_t>(index)];
+  return sum;
+}
+
+/// Deals samples, longest first, each to the bin with the fewest tokens that has room for it.
+std::vector<Indices> balanced_bins(const Indices& members, const Lengths& lengths,
+                                   std::size_t num_bins, std::size_t max_rows) {
+  std::vector<std::size_t> by_length(members.size());  // positions in members
+  std::iota(by_length.begin(), by_length.end(), 0);
+  std::stable_sort(by_length.begin(), by_length.end(), [&](std::size_t a, std::size_t b) {
+    return lengths.tokens[static_cast<std::size_t>(members[a])] >
+           lengths.tokens[static_cast<std::size_t>(members[b])];
+  });
+  std::vector<std::vector<std::size_t>> bins(num_bins);
+  using Load = std::pair<std::int64_t, std::size_t>;
+  std::priority_queue<Load, std::vector<Load>, std::greater<>> open;
+  for (std::size_t i = 0; i < num_bins; ++i) open.emplace(0, i);
+  for (const auto position : by_length) {
+    const auto [total, bin] = open.top();
+    open.pop();
+    bins[bin].push_back(position);
+    if (bins[bin].size() < max_rows)
+      open.emplace(total + lengths.tokens[static_cast<std::size_t>(members[position])], bin);
+  }
+  std::vector<Indices> samples(num_bins);
+  for (std::size_t i = 0; i < num_bins; ++i) {
+    std::sort(bins[i].begin(), bins[i].end());  // the order of the batch
+    for (const auto position : bins[i]) samples[i].push_back(members[position]);
+  }
+  return samples;
+}
+
+/// Bins within the token budget, as few for each rank as greedy dealing finds.
+std::vector<Indices> budgeted_bins(const Indices& members, const Lengths& lengths,
+                                   const SamplerConfig& config) {
+  const auto rows = static_cast<std::int64_t>(members.size());
+  const auto unit = config.world * config.token_budget;
+  const auto most = std::max<std::int64_t>(rows / config.world, 1);
+  auto micro = std::clamp<std::int64_t>((tokens_of(members, lengths) + unit - 1) / unit, 1, most);
+  for (;; ++micro) {
+    auto bins = balanced_bins(members, lengths, static_cast<std::size_t>(micro * config.world),
+                              members.size());
+    const bool fits = std::all_of(bins.begin(), bins.end(), [&](const Indices& bin) {
+      return bin.size() <= 1 || tokens_of(bin, lengths) <= config.token_budget;
+    });
+    if (fits || micro >= most) return bins;
+  }
+}
+
+}  // namespace
+
+Lengths estimate_lengths(const Records& records, std::int64_t picture_rows, std::int64_t threads) {
+  return measured(records, threads, [&](const Record& record) {
+    std::int64_t tokens = 40;  // system text
+    for (const auto& message : record.conversation.messages)
+      tokens += 8 + static_cast<std::int64_t>(message.text.size()) / 4;
+    const auto pictures = record.images.size() + !record.video.empty();
+    return tokens + picture_rows * static_cast<std::int64_t>(pictures);
+  });
+}
+
+Lengths measure_lengths(const Records& records, const input::Encoder& encoder,
+                        const MediaConfig& media, std::int64_t threads) {
+  return measured(records, threads, [&](const Record& record) {
+    return measure_example(record, encoder, media).num_tokens();
+  });
+}
+
+Sampler::Sampler(Lengths lengths, SamplerConfig config)
+    : lengths_(std::move(lengths)), config_(config) {
+  expect(!lengths_.words.empty() && lengths_.words.size() == lengths_.tokens.size(), Fault::data,
+         "the training set holds no samples");
+  expect(config_.rows > 0, Fault::usage, "per_device_train_batch_size must be positive, got ",
+         config_.rows);
+  expect(config_.accumulation > 0, Fault::usage,
+         "gradient_accumulation_steps must be positive, got ", config_.accumulation);
+  expect(config_.token_budget >= 0, Fault::usage,
+         "tokens_per_micro_batch must not be negative, got ", config_.token_budget);
+  expect(config_.token_budget == 0 || config_.balanced, Fault::usage,
+         "tokens_per_micro_batch needs --sampler balanced");
+  expect(config_.world > 0 && config_.rank >= 0 && config_.rank < config_.world, Fault::usage,
+         "rank ", config_.rank, " of ", config_.world, " does not exist");
+}
+
+std::vector<std::int64_t> epoch_order(const Lengths& lengths, const SamplerConfig& config,
+                                      std::int64_t epoch) {
+  const auto count = static_cast<std::int64_t>(lengths.words.size());
+  Random random(config.seed, static_cast<std::uint64_t>(epoch));
+  Indices order;
+  if (config.order == Order::grouped) {
+    order =
+        modality_grouped(lengths.words, config.rows, config.world * config.accumulation, random);
+  } else if (config.order == Order::shuffled) {
+    order = random.permutation(lengths.words.size());
+  } else {
+    order.resize(lengths.words.size());
+    std::iota(order.begin(), order.end(), 0);
+  }
+  // Source: accelerate 0.21, BatchSamplerShard with even_batches; one process completes nothing.
+  const auto whole = config.world > 1 ? round_up(count, config.rows * config.world) : count;
+  for (std::int64_t i = 0; static_cast<std::int64_t>(order.size()) < whole; ++i)
+    order.push_back(order[static_cast<std::size_t>(i)]);
+  return order;
+}
+
+std::int64_t Sampler::steps_per_epoch() const {
+  const auto global = config_.rows * config_.accumulation * config_.world;
+  return (static_cast<std::int64_t>(lengths_.words.size()) + global - 1) / global;
+}
+
+std::vector<std::int64_t> Sampler::members(std::int64_t step) {
+  const auto epoch = step / steps_per_epoch();
+  if (epoch != epoch_) {
+    order_ = epoch_order(lengths_, config_, epoch);
+    epoch_ = epoch;
+  }
+  const auto global = config_.rows * config_.accumulation * config_.world;
+  const auto begin = step % steps_per_epoch() * global;
+  const auto end = std::min(begin + global, static_cast<std::int64_t>(order_.size()));
+  return {order_.begin() + begin, order_.begin() + end};
+}
+
+Plan Sampler::step(std::int64_t step) {
+  const auto all = members(step);
+  if (config_.balanced)
+    return std::move(deal(all, lengths_, config_)[static_cast<std::size_t>(config_.rank)]);
+  // Batch number c goes to rank c mod world. Source: accelerate 0.21, BatchSamplerShard.
+  Plan plan;
+  const auto count = static_cast<std::int64_t>(all.size());
+  for (auto begin = config_.rank * config_.rows; begin < count;
+       begin += config_.rows * config_.world)
+    plan.emplace_back(all.begin() + begin, all.begin() + std::min(begin + config_.rows, count));
+  return plan;
+}
+
+std::vector<Plan> deal(const std::vector<std::int64_t>& members, const Lengths& lengths,
+                       const SamplerConfig& config) {
+  const auto world = static_cast<std::size_t>(config.world);
+  const auto unit = config.rows * config.world;
+  const auto micro = round_up(static_cast<std::int64_t>(members.size()), unit) / unit;
+  auto bins = config.token_budget > 0
+                  ? budgeted_bins(members, lengths, config)
+                  : balanced_bins(members, lengths, static_cast<std::size_t>(micro) * world,
+                                  static_cast<std::size_t>(config.rows));
+  // The largest together and first, so that ranks keep pace and memory peaks at once.
+  std::stable_sort(bins.begin(), bins.end(), [&](const Indices& a, const Indices& b) {
+    return tokens_of(a, lengths) > tokens_of(b, lengths);
+  });
+  std::vector<Plan> plans(world);
+  for (std::size_t i = 0; i < bins.size(); ++i) {
+    const auto lap = i / world, place = i % world;
+    plans[lap % 2 == 0 ? place : world - 1 - place].push_back(std::move(bins[i]));
+  }
+  return plans;
+}
+
+}  // namespace llava::data
