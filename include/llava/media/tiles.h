@@ -25,8 +25,10 @@ struct TilingConfig {
   std::int64_t shortest_edge = 336;  // what `square` resizes to before cropping
   std::array<double, 3> mean{0.48145466, 0.4578275, 0.40821073};
   std::array<double, 3> std{0.26862954, 0.26130258, 0.27577711};
-  std::vector<std::pair<std::int64_t, std::int64_t>> pinpoints;  // anyres grids (width, height), px
-  bool height_first = false;  // choose among pinpoints as transformers does: (height, width) order
+  // Anyres grids in pixels, as the config lists them: pairs (width, height), which transformers
+  // reads as (height, width). The order decides ties.
+  std::vector<std::pair<std::int64_t, std::int64_t>> pinpoints;
+  bool height_first = false;             // read pinpoints as transformers does
   std::int64_t max_pixels = 64'000'000;  // limit on the padded canvas and on all tiles together
 };
 
@@ -44,40 +46,51 @@ struct Tiles {
   std::vector<std::uint8_t> pixels;
 };
 
-/// The shape that `make_tiles` would give an image of this size.  Throws Error(data) on a limit.
+/// The shape that `make_tiles` would give an image of this size.  Throws Error(data) if a limit is
+/// exceeded or the config cannot be followed; the caller adds the image's name.
 TileShape tile_shape(std::int64_t width, std::int64_t height, const TilingConfig& config);
 Tiles make_tiles(const Image& image, const TilingConfig& config);
 
-/// table[c][byte] = (byte/255 - mean[c]) / std[c] in float32, in the reference's order of operations.
+/// table[c][byte] = (byte/255 - mean[c]) / std[c] in float32, in the reference's order of
+/// operations.
 std::array<std::array<float, 256>, 3> normalization_table(const TilingConfig& config);
 
 /// The grid (width, height in pixels) chosen for an image: the largest effective resolution, then
-/// the least waste, then the first listed.
+/// the least waste, then the first listed.  Throws Error(data) if no grid is listed.
 std::pair<std::int64_t, std::int64_t> best_grid(std::int64_t width, std::int64_t height,
                                                 const TilingConfig& config);
 
 /// How the features of one image's tiles become one sequence (mm_patch_merge_type and friends).
 struct MergeConfig {
-  std::int64_t side = 24;     // features across one tile
-  bool class_token = false;   // cls_patch: one more feature in front of each tile's
-  bool class_only = false;    // the seed's sketch: the class token alone, one row an image
-  bool spatial = false;       // re-order tiles to raster order (spatial, spatial_unpad)
-  bool unpad = false;         // cut the padding away and end each row with the newline vector
-  std::int64_t max_tiles = 0; // anyres_max_N; 0: none
-  std::int64_t video_stride = 2;     // pooling of video frames
+  std::int64_t side = 24;         // features across one tile
+  bool class_token = false;       // cls_patch: one more feature in front of each tile's
+  bool class_only = false;        // the seed's sketch: the class token alone, one row an image
+  bool spatial = false;           // re-order tiles to raster order (spatial, spatial_unpad)
+  bool unpad = false;             // cut the padding away and end each row with the newline vector
+  std::int64_t max_tiles = 0;     // anyres_max_N; 0: none
+  std::int64_t video_stride = 2;  // pooling of video frames
   enum class Pool { average, max, bilinear } video_pool = Pool::average;
-  bool pool_before_projector = true; // LLaVA-NeXT-Video's release order
+  bool pool_before_projector = true;  // LLaVA-NeXT-Video's release order
   enum class Newline { none, one, frame, grid } video_newline = Newline::none;
   // Differences of transformers' implementation from the reference, chosen by the folder's layout.
   bool hugging_face = false;
 };
 
-/// The part of the raster of features that shows the picture: rows [top, bottom), columns
-/// [left, right).
+/// The part of the raster of features (all tiles of the grid, in place) that shows the picture:
+/// rows [top, bottom), columns [left, right). May be empty for very thin pictures. The whole raster
+/// unless config.unpad.
 struct Crop {
   std::int64_t top = 0, bottom = 0, left = 0, right = 0;
 };
 Crop unpadded(const TileShape& shape, const MergeConfig& config);
+
+/// Rows and columns of the raster as merged, without newlines: those of unpadded(), or fewer when
+/// anyres_max_N asks to shrink it (bilinear, half-pixel centres, no antialias).
+std::pair<std::int64_t, std::int64_t> merged_raster(const TileShape& shape,
+                                                    const MergeConfig& config);
+
+/// Features across one pooled video frame.
+std::int64_t pooled_side(const MergeConfig& config);
 
 /// Rows of the merged sequence of an image, and of a video of `frames` frames (one tile each).
 std::int64_t image_rows(const TileShape& shape, const MergeConfig& config);

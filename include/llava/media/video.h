@@ -1,4 +1,7 @@
 // Frames of a video as images: a file through FFmpeg's libraries, or a folder of frames.
+// Frames are chosen as the reference chooses them.
+// Source: LLaVA-VL/LLaVA-NeXT, llava/utils.py, process_video_with_decord; dmlc/decord,
+// src/video/video_reader.cc.
 #pragma once
 
 #include "llava/media/image.h"
@@ -8,8 +11,9 @@
 namespace llava::media {
 
 struct VideoOptions {
-  std::int64_t frames = 0;      // at most this many, evenly spread; 0: one a second (files), all (folders)
-  ImageOptions image;
+  std::int64_t frames = 0;  // this many, evenly spread (a shorter video's frames repeat);
+                            // 0: one a second of a file, all of a folder
+  ImageOptions image;  // limits hold for each frame; all frames together get four times as much
 };
 
 struct Video {
@@ -19,8 +23,21 @@ struct Video {
 };
 
 /// Throws Error(data) naming the file or frame, or saying that video files are not compiled in.
+/// A folder's frames are its image files in order of their names, two a second.
 Video load_video(const std::string& path, const VideoOptions& options = {});
 
 bool has_video_files();  // whether FFmpeg's libraries are compiled in
+
+/// Which of `total` frames are taken, and when each is shown.
+struct FrameChoice {
+  std::vector<std::int64_t> frames;
+  std::vector<double> seconds;
+};
+
+/// One frame every 1 / rate seconds; `limit` frames evenly spread instead when that gives more than
+/// a limit above 0, or when `spread`.  Throws Error(usage) for fewer than one frame or a rate or
+/// fps that is not a positive number.
+FrameChoice choose_frames(std::int64_t total, double fps, double rate, std::int64_t limit,
+                          bool spread);
 
 }  // namespace llava::media

@@ -1,0 +1,141 @@
+// PNG through libpng, converted as Pillow converts: alpha and transparency dropped, 16-bit gray
+// clamped to 255, other 16-bit samples cut to their high byte, no gamma.
+#include "source.h"
+
+#include <png.h>
+#include <algorithm>
+#include <csetjmp>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+namespace llava::media {
+namespace {
+
+constexpr std::string_view kSignature("\x89PNG\r\n\x1a\n", 8);
+
+struct Reader {
+  std::string_view rest;
+  png_structp png = nullptr;
+  png_infop info = nullptr;
+  char message[128] = "";
+};
+
+[[noreturn]] void on_error(png_structp png, png_const_charp message) {
+  auto* reader = static_cast<Reader*>(png_get_error_ptr(png));
+  std::snprintf(reader->message, sizeof reader->message, "%s", message);
+  png_longjmp(png, 1);
+}
+
+void read(png_structp png, png_bytep target, std::size_t count) {
+  auto* reader = static_cast<Reader*>(png_get_io_ptr(png));
+  if (count > reader->rest.size()) png_error(png, "the file ends early");
+  std::memcpy(target, reader->rest.data(), count);
+  reader->rest.remove_prefix(count);
+}
+
+/// Only plain data lives in the frames between setjmp and longjmp. Returns whether it went well.
+bool read_info(Reader& reader) {
+  if (setjmp(png_jmpbuf(reader.png))) return false;
+  png_set_read_fn(reader.png, &reader, read);
+  png_set_user_limits(reader.png, 0x7fffffff, 0x7fffffff);  // ours come later
+  // No chunk but those that make pixels is looked at.
+  png_set_keep_unknown_chunks(reader.png, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
+  png_read_info(reader.png, reader.info);
+  return true;
+}
+
+bool read_pixels(Reader& reader, png_bytepp rows) {
+  if (setjmp(png_jmpbuf(reader.png))) return false;
+  png_set_packing(reader.png);
+  png_set_interlace_handling(reader.png);
+  png_read_update_info(reader.png, reader.info);
+  png_read_image(reader.png, rows);
+  png_read_end(reader.png, nullptr);
+  return true;
+}
+
+struct Open {
+  Reader reader;
+  const Source& source;
+  explicit Open(const Source& s) : source(s) {
+    reader.rest = source.bytes;
+    reader.png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &reader, on_error,
+                                        [](png_structp, png_const_charp) {});
+    if (reader.png) reader.info = png_create_info_struct(reader.png);
+    const bool ok = reader.info && read_info(reader);
+    if (!ok) close();
+    check(ok);
+  }
+  ~Open() { close(); }
+  void close() { png_destroy_read_struct(&reader.png, &reader.info, nullptr); }
+  void check(bool ok) const {
+    if (!ok) source.fail("cannot read as PNG: ", reader.message);
+  }
+};
+
+Size png_size(const Source& source) {
+  const Open open(source);
+  return {png_get_image_width(open.reader.png, open.reader.info),
+          png_get_image_height(open.reader.png, open.reader.info)};
+}
+
+/// One row of samples, as libpng leaves them (packed bits spread to bytes), -> RGB.
+struct RowConverter {
+  int type, depth;
+  std::uint8_t palette[256][3];
+
+  void operator()(const std::uint8_t* in, std::int64_t width, std::uint8_t* out) const {
+    const std::int64_t step = depth == 16 ? 2 : 1;  // 16 bits: the high byte stands first
+    const bool gray = !(type & PNG_COLOR_MASK_COLOR);
+    const std::int64_t channels =
+        (gray || type == PNG_COLOR_TYPE_PALETTE ? 1 : 3) + ((type & PNG_COLOR_MASK_ALPHA) ? 1 : 0);
+    const int scale = depth < 8 ? 255 / ((1 << depth) - 1) : 1;
+    for (std::int64_t x = 0; x < width; ++x, in += channels * step, out += 3) {
+      if (type == PNG_COLOR_TYPE_PALETTE) {
+        std::memcpy(out, palette[in[0]], 3);
+      } else if (type == PNG_COLOR_TYPE_GRAY && depth == 16) {
+        std::memset(out, in[0] ? 255 : in[1], 3);
+      } else if (gray) {
+        std::memset(out, in[0] * scale, 3);
+      } else {
+        out[0] = in[0], out[1] = in[step], out[2] = in[2 * step];
+      }
+    }
+  }
+};
+
+void decode_png(const Source& source, Image& image) {
+  Open open(source);
+  Reader& reader = open.reader;
+  RowConverter convert{
+      png_get_color_type(reader.png, reader.info), png_get_bit_depth(reader.png, reader.info), {}};
+  if (convert.type == PNG_COLOR_TYPE_PALETTE) {
+    png_colorp colours = nullptr;
+    int count = 0;
+    png_get_PLTE(reader.png, reader.info, &colours, &count);
+    for (int i = 0; i < 256; ++i)  // indices past the palette: Pillow's initial gray ramp
+      for (int c = 0; c < 3; ++c) convert.palette[i][c] = static_cast<std::uint8_t>(i);
+    for (int i = 0; i < count; ++i) {
+      convert.palette[i][0] = colours[i].red;
+      convert.palette[i][1] = colours[i].green;
+      convert.palette[i][2] = colours[i].blue;
+    }
+  }
+  const std::size_t row_bytes = static_cast<std::size_t>(image.width) *
+                                png_get_channels(reader.png, reader.info) *
+                                (convert.depth == 16 ? 2 : 1);
+  std::vector<std::uint8_t> samples(row_bytes * image.height);
+  std::vector<png_bytep> rows(image.height);
+  for (std::int64_t y = 0; y < image.height; ++y) rows[y] = samples.data() + y * row_bytes;
+  open.check(read_pixels(reader, rows.data()));
+  for (std::int64_t y = 0; y < image.height; ++y)
+    convert(rows[y], image.width, image.rgb.data() + 3 * y * image.width);
+}
+
+}  // namespace
+
+const Decoder kPng{"png", [](std::string_view bytes) { return bytes.starts_with(kSignature); },
+                   png_size, decode_png};
+
+}  // namespace llava::media

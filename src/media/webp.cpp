@@ -1,0 +1,54 @@
+// WebP through libwebp; of an animation the first frame on a black canvas, as Pillow shows it.
+#include "source.h"
+
+#include <webp/decode.h>
+#include <webp/demux.h>
+#include <memory>
+
+namespace llava::media {
+namespace {
+
+struct Open {
+  WebPDemuxer* demuxer;
+  explicit Open(const Source& source) {
+    const WebPData data{reinterpret_cast<const std::uint8_t*>(source.bytes.data()),
+                        source.bytes.size()};
+    demuxer = WebPDemux(&data);
+    source.expect(demuxer != nullptr, "cannot read as WebP: the file is damaged or ends early");
+  }
+  ~Open() { WebPDemuxDelete(demuxer); }
+  Open(const Open&) = delete;
+};
+
+Size webp_size(const Source& source) {
+  const Open open(source);
+  return {WebPDemuxGetI(open.demuxer, WEBP_FF_CANVAS_WIDTH),
+          WebPDemuxGetI(open.demuxer, WEBP_FF_CANVAS_HEIGHT)};
+}
+
+void decode_webp(const Source& source, Image& image) {
+  const Open open(source);
+  WebPIterator frame;
+  source.expect(WebPDemuxGetFrame(open.demuxer, 1, &frame), "the WebP file has no frame");
+  const std::int64_t stride = 3 * image.width;
+  const std::size_t offset = frame.y_offset * stride + 3 * frame.x_offset;
+  const bool inside =
+      frame.x_offset + frame.width <= image.width && frame.y_offset + frame.height <= image.height;
+  const bool decoded =
+      inside &&
+      WebPDecodeRGBInto(frame.fragment.bytes, frame.fragment.size, image.rgb.data() + offset,
+                        image.rgb.size() - offset, static_cast<int>(stride)) != nullptr;
+  WebPDemuxReleaseIterator(&frame);
+  source.expect(decoded, "cannot read as WebP: the picture is damaged");
+}
+
+}  // namespace
+
+const Decoder kWebp{"webp",
+                    [](std::string_view bytes) {
+                      return bytes.size() >= 12 && bytes.starts_with("RIFF") &&
+                             bytes.substr(8, 4) == "WEBP";
+                    },
+                    webp_size, decode_webp};
+
+}  // namespace llava::media
