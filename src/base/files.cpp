@@ -129,19 +129,21 @@ void AtomicFile::write_at(std::uint64_t offset, std::string_view bytes) {
   write_all(descriptor_, path_, bytes, static_cast<off_t>(offset));
 }
 
-void AtomicFile::commit() {
-  if (::fsync(descriptor_) != 0) fail_write(path_, errno);  // never retried: a page may be lost
+void AtomicFile::commit(bool durable) {
+  if (durable && ::fsync(descriptor_) != 0)
+    fail_write(path_, errno);  // never retried: a page may be lost
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail_write(path_, errno);
   ::close(descriptor_);
   descriptor_ = -1;
+  if (!durable) return;
   const auto folder = std::filesystem::path(path_).parent_path();
   sync_folder(folder.empty() ? "." : folder.string());
 }
 
-void write_file(const std::string& path, std::string_view bytes) {
+void write_file(const std::string& path, std::string_view bytes, bool durable) {
   AtomicFile file(path);
   file.write(bytes);
-  file.commit();
+  file.commit(durable);
 }
 
 void make_folder(const std::string& path) {

@@ -42,7 +42,8 @@ class AtomicFile {
 
   void write(std::string_view bytes);
   void write_at(std::uint64_t offset, std::string_view bytes);
-  void commit();
+  /// `durable`: flush to the disk before and after the rename, so that a crash cannot lose it.
+  void commit(bool durable = true);
 
  private:
   std::string path_, temporary_;
@@ -50,7 +51,7 @@ class AtomicFile {
 };
 
 /// AtomicFile in one call.
-void write_file(const std::string& path, std::string_view bytes);
+void write_file(const std::string& path, std::string_view bytes, bool durable = true);
 
 /// Makes a folder and those above it.  Throws Error(usage) naming the part that could not be made.
 void make_folder(const std::string& path);
