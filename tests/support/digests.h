@@ -8,7 +8,7 @@
 #include <string>
 #include <string_view>
 
-namespace llava::testing {
+namespace llava::support {
 
 template <class Bytes>
 std::string_view bytes_of(const Bytes& container) {
@@ -17,11 +17,17 @@ std::string_view bytes_of(const Bytes& container) {
 }
 
 inline std::uint32_t crc32(std::string_view bytes) {
+  static constexpr auto kTable = [] {
+    std::array<std::uint32_t, 256> table{};
+    for (std::uint32_t i = 0; i < 256; ++i) {
+      table[i] = i;
+      for (int bit = 0; bit < 8; ++bit)
+        table[i] = table[i] >> 1 ^ (table[i] & 1 ? 0xedb88320u : 0u);
+    }
+    return table;
+  }();
   std::uint32_t crc = ~0u;
-  for (const char c : bytes) {
-    crc ^= static_cast<std::uint8_t>(c);
-    for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ (crc & 1 ? 0xedb88320u : 0u);
-  }
+  for (const char c : bytes) crc = crc >> 8 ^ kTable[(crc ^ static_cast<std::uint8_t>(c)) & 255];
   return ~crc;
 }
 
@@ -85,4 +91,4 @@ inline std::string sha256(std::string text) {
   return hex;
 }
 
-}  // namespace llava::testing
+}  // namespace llava::support
