@@ -20,7 +20,6 @@ namespace llava::model {
 struct LlamaContext {
   const nn::Rows& rows;
   torch::Tensor cos, sin;  // [T, E/2]
-  nn::Recompute recompute = nn::Recompute::none;
 };
 
 struct LlamaAttentionImpl : torch::nn::Module {

@@ -23,7 +23,9 @@ struct Rows {
   std::vector<KvCache*> caches;      // [B] or empty
   std::vector<std::int64_t> first;   // [B] position of each row's first token
   std::int64_t longest = 0;          // tokens of the longest row
-  torch::Tensor bounds;              // starts as int32 on the device; CUDA only
+  torch::Tensor bounds;              // starts as int32 on the device; CUDA without caches only
+  std::vector<torch::Tensor>
+      masks;  // [B] which earlier tokens each token of a row that goes on sees
 };
 
 /// q [T, H, E], k and v [T, K, E] -> [T, H, E]. With caches, k and v are appended to `layer` of

@@ -26,6 +26,10 @@ class KvCache {
   /// Forgets all but the first `length` tokens.
   void truncate(std::int64_t length) { length_ = length; }
 
+  /// Becomes what `other` (of the same model and capacity) holds, of which the first `from` tokens
+  /// are here already.
+  void copy_from(const KvCache& other, std::int64_t from);
+
  private:
   std::vector<torch::Tensor> keys_, values_;  // per layer [K, capacity, E]
   std::int64_t length_ = 0, capacity_ = 0;

@@ -1,0 +1,41 @@
+#include "llava/nn/kv_cache.h"
+
+#include "llava/base/check.h"
+
+namespace llava::nn {
+
+KvCache::KvCache(std::int64_t layers, std::int64_t heads, std::int64_t head_size,
+                 std::int64_t capacity, const torch::TensorOptions& options)
+    : capacity_(capacity) {
+  for (std::int64_t layer = 0; layer < layers; ++layer) {
+    keys_.push_back(torch::empty({heads, capacity, head_size}, options));
+    values_.push_back(torch::empty({heads, capacity, head_size}, options));
+  }
+}
+
+std::pair<torch::Tensor, torch::Tensor> KvCache::append(std::int64_t layer,
+                                                        const torch::Tensor& keys,
+                                                        const torch::Tensor& values) {
+  const auto end = length_ + keys.size(1);
+  expect(end <= capacity_, Fault::capacity, "the conversation has ", end,
+         " tokens but its cache holds ", capacity_,
+         "; start a new conversation or raise the context size");
+  auto &all_keys = keys_.at(layer), &all_values = values_.at(layer);
+  all_keys.slice(1, length_, end).copy_(keys);
+  all_values.slice(1, length_, end).copy_(values);
+  return {all_keys.slice(1, 0, end), all_values.slice(1, 0, end)};
+}
+
+void KvCache::copy_from(const KvCache& other, std::int64_t from) {
+  for (std::size_t layer = 0; layer < keys_.size(); ++layer) {
+    keys_[layer]
+        .slice(1, from, other.length_)
+        .copy_(other.keys_.at(layer).slice(1, from, other.length_));
+    values_[layer]
+        .slice(1, from, other.length_)
+        .copy_(other.values_.at(layer).slice(1, from, other.length_));
+  }
+  length_ = other.length_;
+}
+
+}  // namespace llava::nn

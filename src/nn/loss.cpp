@@ -1,0 +1,114 @@
+#include "llava/nn/loss.h"
+
+#include <algorithm>
+
+namespace llava::nn {
+namespace {
+
+using torch::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr std::int64_t kChunkBytes = 128 << 20;  // fp32 logits that may exist at a time
+
+/// Sum of the cross-entropy of hidden [n, D] against tokens [n], and with `wants` its gradients,
+/// chunk by chunk.
+struct Sums {
+  Tensor sum, grad_hidden, grad_weight;
+};
+Sums chunked_cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& tokens,
+                           std::int64_t chunk, bool wants_hidden, bool wants_weight) {
+  const auto wide = hidden.scalar_type() == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
+  const auto n = hidden.size(0);
+  Sums sums;
+  sums.sum = torch::zeros({}, hidden.options().dtype(wide));
+  if (wants_hidden) sums.grad_hidden = torch::empty_like(hidden);
+  // Summed over chunks in fp32: adding rounded chunks would lose what one product keeps.
+  if (wants_weight) sums.grad_weight = torch::zeros_like(weight, weight.options().dtype(wide));
+  for (std::int64_t begin = 0; begin < n; begin += chunk) {
+    const auto end = std::min(n, begin + chunk);
+    const auto rows = hidden.slice(0, begin, end);                        // [c, D]
+    const auto next = tokens.slice(0, begin, end).unsqueeze(1);           // [c, 1]
+    auto logits = torch::matmul(rows, weight.t()).to(wide);               // [c, V]
+    const auto log_sum = torch::logsumexp(logits, -1, /*keepdim=*/true);  // [c, 1]
+    sums.sum += (log_sum - logits.gather(1, next)).sum();
+    if (!wants_hidden && !wants_weight) continue;
+    auto grad_wide = logits.sub_(log_sum).exp_();  // softmax
+    grad_wide.scatter_add_(1, next, torch::full_like(log_sum, -1));
+    const auto grad = grad_wide.to(hidden.scalar_type());
+    if (wants_hidden) {
+      auto place = sums.grad_hidden.slice(0, begin, end);
+      torch::matmul_out(place, grad, weight);
+    }
+    if (wants_weight) {
+      if (grad.scalar_type() == wide) {
+        sums.grad_weight.addmm_(grad.t(), rows);
+      } else {
+        sums.grad_weight += torch::matmul(grad.t(), rows);
+      }
+    }
+  }
+  return sums;
+}
+
+/// Gradients are made in forward, while the logits are there, and scaled in backward.
+struct TokenLossFunction : torch::autograd::Function<TokenLossFunction> {
+  static Tensor forward(AutogradContext* context, const Tensor& hidden, const Tensor& weight,
+                        const Tensor& positions, const Tensor& tokens, std::int64_t chunk,
+                        bool is_recorded) {
+    const bool wants_hidden = is_recorded && hidden.requires_grad();
+    const bool wants_weight = is_recorded && weight.requires_grad();
+    const auto sums = chunked_cross_entropy(hidden.index_select(0, positions), weight, tokens,
+                                            chunk, wants_hidden, wants_weight);
+    context->saved_data["T"] = hidden.size(0);
+    context->save_for_backward(
+        {sums.grad_hidden,
+         sums.grad_weight.defined() ? sums.grad_weight.to(weight.scalar_type()) : Tensor(),
+         positions});
+    return sums.sum;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    const auto saved = context->get_saved_variables();
+    const auto &selected = saved[0], &grad_weight = saved[1], &positions = saved[2];
+    // A product with a 0-dimensional tensor keeps the scale in fp32 and the result's type.
+    Tensor grad_hidden;
+    if (selected.defined()) {
+      grad_hidden =
+          torch::zeros({context->saved_data["T"].toInt(), selected.size(1)}, selected.options());
+      grad_hidden.index_copy_(0, positions, selected * grads[0]);
+    }
+    const auto scaled = grad_weight.defined() ? grad_weight * grads[0] : Tensor();
+    return {grad_hidden, scaled, Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+}  // namespace
+
+Targets learned_targets(const torch::Tensor& labels, const std::vector<std::int64_t>& starts) {
+  const auto on_cpu = labels.to(torch::kCPU, torch::kInt64).contiguous();
+  const auto* label = on_cpu.const_data_ptr<std::int64_t>();
+  std::vector<std::int64_t> positions, tokens;
+  for (std::size_t row = 0; row + 1 < starts.size(); ++row) {
+    for (auto t = starts[row]; t + 1 < starts[row + 1]; ++t) {
+      if (label[t + 1] == kNotLearned) continue;
+      positions.push_back(t);
+      tokens.push_back(label[t + 1]);
+    }
+  }
+  return {torch::tensor(positions, torch::kInt64), torch::tensor(tokens, torch::kInt64)};
+}
+
+TokenLoss next_token_loss(const torch::Tensor& hidden, const torch::Tensor& weight,
+                          const torch::Tensor& labels, const std::vector<std::int64_t>& starts,
+                          std::int64_t chunk) {
+  const auto targets = learned_targets(labels, starts);
+  const auto fitting = kChunkBytes / static_cast<std::int64_t>(sizeof(float)) / weight.size(0);
+  const auto sum = TokenLossFunction::apply(
+      hidden, weight, targets.positions.to(hidden.device(), /*non_blocking=*/true),
+      targets.tokens.to(hidden.device(), /*non_blocking=*/true),
+      std::max<std::int64_t>(1, chunk > 0 ? chunk : fitting), torch::GradMode::is_enabled());
+  return {sum, targets.positions.size(0)};
+}
+
+}  // namespace llava::nn
