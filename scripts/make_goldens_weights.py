@@ -51,7 +51,6 @@ def views():
         "transposed": base.t(),
         "column": base[:, 2],
         "corner": base[1:3, 4:],
-        "broadcast": torch.tensor([7.0]).expand(3, 2),
         "tied.a": tied,
         "tied.b": tied,
     }
@@ -81,6 +80,7 @@ def main():
     torch.save(dict(torch.nn.Linear(2, 1).named_parameters()), folder / "parameters.bin")
     torch.save({"state_dict": {"x": torch.ones(2)}, "epoch": 3, "args": {"lr": 1e-3, "betas": (0.9, 0.999)}},
                folder / "nested.bin")
+    torch.save({"x": torch.tensor([7.0]).expand(3, 2)}, folder / "expanded.bin")
     torch.save({"only": torch.full((2, 2), 3.0)}, folder / "protocol4.bin", pickle_protocol=4)
     (folder / "module.json").write_text(json.dumps(
         {key: value.flatten().tolist() for key, value in module().items()}, indent=1) + "\n")

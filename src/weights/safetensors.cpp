@@ -2,8 +2,8 @@
 
 #include "llava/base/check.h"
 #include "llava/base/files.h"
-#include "mapped_tensor.h"
 #include "strict_json.h"
+#include "tensor_bytes.h"
 
 #include <nlohmann/json.hpp>
 
@@ -289,8 +289,7 @@ std::unique_ptr<AtomicFile> written_file(const std::string& path, const Entries&
   file->write({prefix, sizeof prefix});
   file->write(header);
   for (const auto* entry : entries) {
-    const auto tensor = entry->second.detach().cpu().contiguous();
-    file->write({static_cast<const char*>(tensor.const_data_ptr()), num_bytes(tensor)});
+    file->write(bytes_of(packed(entry->second)));
   }
   return file;
 }

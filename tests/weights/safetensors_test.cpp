@@ -4,6 +4,7 @@
 #include "llava/base/files.h"
 #include "support/expect_error.h"
 #include "support/temporary_folder.h"
+#include "weights/bytes.h"
 
 #include <gtest/gtest.h>
 
@@ -14,24 +15,12 @@ namespace {
 
 const std::string kGolden = LLAVA_GOLDEN;
 
-/// What the goldens' script calls counting(): bytes 0, 1, 2 ... modulo 251 (2 for bool).
-torch::Tensor counting(std::int64_t count, torch::ScalarType type, torch::IntArrayRef sizes) {
-  const auto bytes = count * static_cast<std::int64_t>(c10::elementSize(type));
-  const auto data = torch::arange(bytes, torch::kInt64).remainder(type == torch::kBool ? 2 : 251);
-  return data.to(torch::kUInt8).view(type).reshape(sizes);
-}
-
-std::string_view bytes_of(const torch::Tensor& tensor) {
-  return {static_cast<const char*>(tensor.const_data_ptr()),
-          static_cast<std::size_t>(tensor.numel()) * tensor.element_size()};
-}
-
 TEST(Safetensors, ReadsEveryDtypeOfTheOfficialWriter) {
   const auto state = load_safetensors(kGolden + "/every_dtype.safetensors");
   EXPECT_EQ(state.size(), 19);
   for (const auto& [name, tensor] : state) {
     EXPECT_EQ(tensor.sizes(), torch::IntArrayRef({2, 3})) << name;
-    EXPECT_EQ(bytes_of(tensor), bytes_of(counting(6, tensor.scalar_type(), {2, 3}))) << name;
+    EXPECT_EQ(text_of(tensor), text_of(counting(6, tensor.scalar_type(), {2, 3}))) << name;
   }
   EXPECT_EQ(state.at("t.bfloat16").scalar_type(), torch::kBFloat16);
   EXPECT_EQ(state.at("t.float8_e4m3fn").scalar_type(), torch::kFloat8_e4m3fn);
