@@ -1,0 +1,211 @@
+#include "llava/generate/assistant.h"
+
+#include "llava/base/log.h"
+#include "llava/media/video.h"
+
+#include "clock.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <functional>
+#include <string_view>
+
+namespace llava::generate {
+namespace {
+
+std::uint64_t hash_of(const input::Picture& picture) {
+  const auto* bytes = reinterpret_cast<const char*>(picture.pixels.data());
+  return std::hash<std::string_view>{}({bytes, picture.pixels.size()});
+}
+
+bool is_same(const input::Picture& a, const input::Picture& b) {
+  return a.shape.image_width == b.shape.image_width &&
+         a.shape.image_height == b.shape.image_height && a.shape.grid_width == b.shape.grid_width &&
+         a.shape.grid_height == b.shape.grid_height && a.frames == b.frames && a.pixels == b.pixels;
+}
+
+/// The template that a folder uses when it names none.
+std::string template_for(const model::LlavaConfig& config) {
+  if (!config.conversation.empty()) return config.conversation;
+  if (config.text.model_type == "mistral") return "mistral_instruct";
+  if (config.text.model_type == "qwen2") return "qwen_1_5";
+  return "vicuna_v1";
+}
+
+input::Encoder make_encoder(const model::LlavaConfig& config, text::Tokenizer tokenizer,
+                            const std::string& conv_mode) {
+  const auto& chat = text::find_template(conv_mode.empty() ? template_for(config) : conv_mode);
+  return {
+      std::move(tokenizer),
+      chat,
+      {.tiling = config.tiling, .merge = config.merge, .image_start_end = config.image_start_end}};
+}
+
+/// Whether the CPU has instructions for bfloat16 products.
+bool cpu_multiplies_bfloat16() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+std::size_t count_marks(std::string_view text, std::string_view mark) {
+  std::size_t count = 0;
+  for (auto at = text.find(mark); at != text.npos; at = text.find(mark, at + mark.size())) ++count;
+  return count;
+}
+
+bool is_video(const input::Picture& picture) { return picture.frames > 0; }
+
+/// Rows of one picture [P, D], from the cache or the vision tower.
+torch::Tensor features_of(Assistant& assistant, const input::Picture& picture) {
+  auto features = assistant.features.find(picture);
+  if (features.defined()) return features;
+  input::Example alone;
+  alone.ids = {input::kImageToken};
+  alone.labels = {input::kIgnore};
+  alone.pictures = {picture};
+  auto& model = assistant.model;
+  const auto batch = input::collate({alone}).to(model->llama->embed_tokens->weight.device());
+  const auto hidden = model->vision_features(model->pixel_values(batch.tiles));
+  features = model->image_features(hidden, batch.pictures).at(0);
+  assistant.features.add(picture, features);
+  return features;
+}
+
+}  // namespace
+
+torch::Tensor FeatureCache::find(const input::Picture& picture) {
+  const auto hash = hash_of(picture);
+  for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
+    if (entry->hash != hash || !is_same(entry->picture, picture)) continue;
+    entries_.splice(entries_.begin(), entries_, entry);
+    return entry->features;
+  }
+  return {};
+}
+
+void FeatureCache::add(const input::Picture& picture, const torch::Tensor& features) {
+  entries_.push_front({hash_of(picture), picture, features});
+  if (entries_.size() > capacity_) entries_.pop_back();
+}
+
+Assistant::Assistant(model::Llava loaded, text::Tokenizer words, const std::string& conv_mode)
+    : model(std::move(loaded)), encoder(make_encoder(model->config, std::move(words), conv_mode)) {
+  stop_ids = model->config.text.eos_token_ids;
+  if (tokenizer().eos()) stop_ids.push_back(*tokenizer().eos());
+  for (const auto& stop : text::stop_strings(encoder.chat())) {
+    if (const auto id = tokenizer().special(stop)) stop_ids.push_back(*id);
+    stop_strings.push_back(stop);
+  }
+  std::sort(stop_ids.begin(), stop_ids.end());
+  stop_ids.erase(std::unique(stop_ids.begin(), stop_ids.end()), stop_ids.end());
+  const auto& config = model->config;
+  context = config.max_length > 0 ? config.max_length : config.text.max_position_embeddings;
+  model->eval();
+}
+
+std::optional<torch::ScalarType> auto_dtype(const std::string& torch_dtype, torch::Device device) {
+  const bool half = torch_dtype == "float16" || torch_dtype == "bfloat16";
+  if (!half || !device.is_cpu()) return {};
+  return cpu_multiplies_bfloat16() ? torch::kBFloat16 : torch::kFloat32;
+}
+
+Assistant load_assistant(const std::string& folder, const AssistantOptions& options) {
+  torch::NoGradGuard no_grad;
+  auto load = options.load;
+  const bool choose = options.choose_dtype && !load.dtype;
+  if (choose) load.dtype = auto_dtype(model::read_llava_config(folder).torch_dtype, load.device);
+  auto loaded = model::load_pretrained(folder, load);
+  const auto& weight = loaded.model->llama->embed_tokens->weight;
+  if (choose && !load.dtype && weight.scalar_type() == torch::kHalf && load.device.is_cpu()) {
+    load.dtype = auto_dtype("float16", load.device);  // the config was silent about its files
+    loaded = {};
+    loaded = model::load_pretrained(folder, load);
+  }
+  Assistant assistant(loaded.model, text::Tokenizer::load(loaded.tokenizer_folder),
+                      options.conv_mode);
+  assistant.name = model_name(folder);
+  if (options.context > assistant.context)
+    log::warn("the model was made for ", assistant.context, " tokens; a context of ",
+              options.context, " may give nonsense at its end");
+  if (options.context > 0) assistant.context = options.context;
+  return assistant;
+}
+
+std::string model_name(const std::string& folder) {
+  auto path = std::filesystem::absolute(folder).lexically_normal();
+  if (path.filename().empty()) path = path.parent_path();
+  const auto last = path.filename().string();
+  if (last.rfind("checkpoint-", 0) != 0) return last;
+  return path.parent_path().filename().string() + "_" + last;
+}
+
+input::Picture read_picture(const Assistant& assistant, const std::string& path) {
+  return assistant.encoder.picture(media::load_image(path));
+}
+
+input::Picture read_video(const Assistant& assistant, const std::string& path,
+                          std::int64_t frames) {
+  return assistant.encoder.video(media::load_video(path, {.frames = frames, .image = {}}).frames);
+}
+
+std::string with_marks(const std::string& text, const std::vector<input::Picture>& pictures) {
+  const bool videos = std::any_of(pictures.begin(), pictures.end(), is_video);
+  const std::size_t marks =
+      count_marks(text, text::kImageMark) + (videos ? count_marks(text, input::kVideoMark) : 0);
+  if (marks == pictures.size()) return text;
+  expect(marks == 0, Fault::usage, "the prompt has ", marks, " ", text::kImageMark, " marks but ",
+         pictures.size(),
+         " pictures were given; give one picture for each mark, or no mark at all");
+  std::string marked;
+  for (const auto& picture : pictures)
+    marked.append(is_video(picture) ? input::kVideoMark : text::kImageMark).append("\n");
+  return marked + text;
+}
+
+void expect_fits(const Assistant& assistant, const input::Example& example, std::int64_t used,
+                 std::int64_t room) {
+  const std::int64_t tokens = example.num_tokens();
+  if (used + tokens + room <= assistant.context) return;
+  const auto pictures = example.pictures.size();
+  std::ostringstream sum;
+  sum << example.ids.size() - pictures << " of text";
+  for (const auto& picture : example.pictures)
+    sum << " + " << picture.rows << (is_video(picture) ? " of a video" : " of an image");
+  fail(Fault::capacity, "the prompt has ", tokens, " tokens (", sum.str(), ")",
+       used > 0 ? " after " + std::to_string(used) + " of the conversation so far" : "",
+       ", the context holds ", assistant.context,
+       used > 0 ? "; start a new conversation" : "; shorten the text",
+       pictures > 0 ? ", give fewer or smaller pictures" : "",
+       " or raise -c if the model allows more");
+}
+
+torch::Tensor embed(Assistant& assistant, const input::Example& example, Timings* timings) {
+  torch::NoGradGuard no_grad;
+  const Clock clock;
+  std::vector<torch::Tensor> features;
+  for (const auto& picture : example.pictures) features.push_back(features_of(assistant, picture));
+  if (timings && !features.empty()) {
+    wait_for(features.back());
+    timings->vision_ms += clock.milliseconds();
+  }
+  auto& embed_tokens = assistant.model->llama->embed_tokens;
+  const auto ids = torch::tensor(example.ids, torch::kInt64);
+  const auto words = embed_tokens(ids.clamp_min(0).to(embed_tokens->weight.device()));
+  if (features.empty()) return words;
+  std::vector<torch::Tensor> pieces;
+  std::int64_t begin = 0;
+  for (std::size_t slot = 0, picture = 0; slot < example.ids.size(); ++slot) {
+    if (example.ids[slot] != input::kImageToken) continue;
+    const auto at = static_cast<std::int64_t>(slot);
+    pieces.push_back(words.slice(0, begin, at));
+    pieces.push_back(features.at(picture++).to(words.scalar_type()));
+    begin = at + 1;
+  }
+  pieces.push_back(words.slice(0, begin));
+  return torch::cat(pieces, 0);  // [T, D]
+}
+
+}  // namespace llava::generate
