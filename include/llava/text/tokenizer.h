@@ -32,7 +32,8 @@ enum class Spacing {
 };
 
 struct TokenizerOptions {
-  std::optional<Spacing> spacing;  // nothing: as the folder's files say, legacy when they are silent
+  std::optional<Spacing>
+      spacing;  // nothing: as the folder's files say, legacy when they are silent
 };
 
 /// Immutable after load; any number of threads may use one.
@@ -48,7 +49,8 @@ class Tokenizer {
   std::vector<Token> encode(std::string_view text, const std::vector<Range>& literal = {}) const;
 
   /// encode without ranges.
-  std::vector<std::int64_t> ids(std::string_view text, const std::vector<Range>& literal = {}) const;
+  std::vector<std::int64_t> ids(std::string_view text,
+                                const std::vector<Range>& literal = {}) const;
 
   /// The text of ids: control tokens are left out when `skip_special`; ids out of range always.
   std::string decode(const std::vector<std::int64_t>& ids, bool skip_special = true) const;
@@ -60,8 +62,8 @@ class Tokenizer {
   std::optional<std::int64_t> special(std::string_view token) const;
   bool is_special(std::int64_t id) const;
 
-  std::int64_t size() const;        // len(tokenizer): ids are 0 .. size()-1
-  bool adds_bos() const;            // whether a whole text begins with BOS
+  std::int64_t size() const;  // len(tokenizer): ids are 0 .. size()-1
+  bool adds_bos() const;      // whether a whole text begins with BOS
   std::optional<std::int64_t> bos() const, eos() const, unk() const, pad() const;
   Spacing spacing() const;
   std::int64_t max_length() const;  // model_max_length of the folder; 0: none given
@@ -84,6 +86,10 @@ class StreamDecoder {
   std::string finish();
 
  private:
+  friend class Tokenizer;
+  std::string push(std::int64_t id, bool keep_special);
+  std::string take_characters(bool all);
+
   Tokenizer tokenizer_;
   std::string bytes_;  // of an unfinished character
   bool first_ = true;  // nothing emitted yet: one leading space is dropped

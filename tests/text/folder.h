@@ -1,0 +1,34 @@
+// Model folders for tokenizer tests: files named by their content, in a temporary folder.
+#pragma once
+
+#include "llava/base/files.h"
+#include "llava/text/tokenizer.h"
+#include "support/temporary_folder.h"
+
+#include <map>
+#include <string>
+
+namespace llava::text {
+
+/// A folder with the given files; "tokenizer.model" is Llama's unless given otherwise.
+class Folder {
+ public:
+  explicit Folder(std::map<std::string, std::string> files = {}) {
+    if (!files.contains("tokenizer.model")) files["tokenizer.model"] = llama_model();
+    for (const auto& [name, bytes] : files) {
+      if (!bytes.empty()) write_file(folder_.path() + "/" + name, bytes);
+    }
+  }
+
+  static std::string llama_model() { return read_file(LLAVA_GOLDEN "/tokenizer.model"); }
+
+  std::string path() const { return folder_.path(); }
+  Tokenizer load(std::optional<Spacing> spacing = {}) const {
+    return Tokenizer::load(folder_.path(), {.spacing = spacing});
+  }
+
+ private:
+  support::TemporaryFolder folder_;
+};
+
+}  // namespace llava::text
