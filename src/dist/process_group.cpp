@@ -16,6 +16,7 @@
 #include <cassert>
 #include <chrono>
 #include <condition_variable>
+#include <cstdlib>
 #include <cstring>
 #include <list>
 #include <mutex>
@@ -30,7 +31,8 @@ using Clock = std::chrono::steady_clock;
 using Work = c10::intrusive_ptr<c10d::Work>;
 
 constexpr auto kWatchEvery = std::chrono::milliseconds(500);
-constexpr auto kRollCall = std::chrono::milliseconds(3000);  // several rounds of the watchers
+constexpr auto kRollCall = std::chrono::milliseconds(2000);  // several rounds of the watchers
+constexpr int kFatalOnly = 3;  // c10/util/logging_is_not_google_glog.h
 constexpr auto kFarewell = std::chrono::milliseconds(10000);
 
 std::chrono::milliseconds milliseconds(double seconds) {
@@ -117,9 +119,10 @@ struct ProcessGroup::State : std::enable_shared_from_this<ProcessGroup::State> {
   void join();
   void watch(const c10::intrusive_ptr<c10d::Store>& line);
   void answer_roll(const c10::intrusive_ptr<c10d::Store>& line);
-  void watch_device();
-  std::string roll_call();
-  std::string failure(const std::string& label, const std::string& cause);
+  void watch_device(const c10::intrusive_ptr<c10d::Store>& line);
+  std::string roll_call(const c10::intrusive_ptr<c10d::Store>& line);
+  std::string failure(const std::string& label, const std::string& cause,
+                      const c10::intrusive_ptr<c10d::Store>& line);
   [[noreturn]] void fail_peer(const std::string& label, const std::string& cause);
   void leave();
   std::string status();
@@ -173,7 +176,11 @@ static void call_ranks(c10d::Store& store, const Place& place, double seconds) {
   std::vector<std::int64_t> absent;
   for (std::int64_t rank = 0; rank < place.world_size; ++rank) absent.push_back(rank);
   for (;;) {
-    std::erase_if(absent, [&](std::int64_t rank) { return store.check({key(rank)}); });
+    try {
+      std::erase_if(absent, [&](std::int64_t rank) { return store.check({key(rank)}); });
+    } catch (const std::exception&) {
+      break;  // who keeps the store gave up first
+    }
     if (absent.empty()) return;
     if (Clock::now() > until) break;
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
@@ -185,6 +192,12 @@ static void call_ranks(c10d::Store& store, const Place& place, double seconds) {
 
 void ProcessGroup::State::join() {
   check(config);
+  // Our messages say all that people can use; c10d would add a stack trace to each.
+  if (std::getenv("TORCH_CPP_LOG_LEVEL")) {
+    c10::initLogging();
+  } else {
+    FLAGS_caffe2_log_level = kFatalOnly;
+  }
   const bool wants_nccl =
       config.dist_backend == "nccl" || (config.dist_backend == "auto" && device.is_cuda());
   if (place.world_size == 1 && config.dist_backend != "nccl") return;
@@ -275,13 +288,13 @@ void ProcessGroup::State::watch(const c10::intrusive_ptr<c10d::Store>& line) {
     } catch (const std::exception&) {
       answered = true;  // the store is gone; the next collective says so
     }
-    watch_device();
+    watch_device(line);
   }
 }
 
 /// NCCL's collectives fail on no thread of ours: the watcher looks after them and, as nothing else
 /// can stop a kernel that waits for a dead peer, ends the process.
-void ProcessGroup::State::watch_device() {
+void ProcessGroup::State::watch_device(const c10::intrusive_ptr<c10d::Store>& line) {
   std::string label, cause;
   {
     const std::lock_guard lock(mutex);
@@ -303,15 +316,14 @@ void ProcessGroup::State::watch_device() {
       return;
     }
   }
-  log::error(failure(label, cause));
+  log::error(failure(label, cause, line));
   ::_exit(static_cast<int>(Fault::peer));
 }
 
 /// Who is at fault, as far as the store can tell.
-std::string ProcessGroup::State::roll_call() {
+std::string ProcessGroup::State::roll_call(const c10::intrusive_ptr<c10d::Store>& line) {
   std::ostringstream found;
   try {
-    const auto line = open_store(place, config, /*may_serve=*/false);
     answer_roll(line);
     line->set("roll", "called");
     std::vector<std::int64_t> silent;
@@ -346,9 +358,10 @@ std::string ProcessGroup::State::roll_call() {
   return found.str();
 }
 
-std::string ProcessGroup::State::failure(const std::string& label, const std::string& cause) {
+std::string ProcessGroup::State::failure(const std::string& label, const std::string& cause,
+                                         const c10::intrusive_ptr<c10d::Store>& line) {
   failed = true;
-  const std::string roll = roll_call();
+  const std::string roll = roll_call(line);
   const std::lock_guard lock(mutex);
   std::ostringstream text;
   text << "rank " << place.rank << " of " << place.world_size << ": " << label << " failed "
@@ -359,7 +372,7 @@ std::string ProcessGroup::State::failure(const std::string& label, const std::st
 }
 
 void ProcessGroup::State::fail_peer(const std::string& label, const std::string& cause) {
-  throw Error(Fault::peer, failure(label, cause));
+  throw Error(Fault::peer, failure(label, cause, store));
 }
 
 // ── Collectives ─────────────────────────────────────────────────────────────────────────────────
@@ -508,7 +521,8 @@ Exchange ProcessGroup::all_gather(const torch::Tensor& output, const torch::Tens
   assert(output.numel() == input.numel() * world_size());
   if (!state_->gloo && !output.is_alias_of(input)) output.copy_(input.view_as(output));
   const double n = world_size(), bytes = static_cast<double>(output.nbytes());
-  return state_->start("all_gather of " + what, {output, input}, bytes * (n - 1) / n,
+  return state_->start("all_gather of " + what, {output.view(-1), input.view(-1)},
+                       bytes * (n - 1) / n,
                        [&](c10d::Backend& backend, std::vector<torch::Tensor>& tensors) {
                          return backend._allgather_base(tensors[0], tensors[1]);
                        });
@@ -519,7 +533,8 @@ Exchange ProcessGroup::reduce_scatter(const torch::Tensor& output, const torch::
   assert(input.numel() == output.numel() * world_size());
   if (!state_->gloo && !output.is_alias_of(input)) output.copy_(input.view_as(output));
   const double n = world_size(), bytes = static_cast<double>(input.nbytes());
-  return state_->start("reduce_scatter of " + what, {output, input}, bytes * (n - 1) / n,
+  return state_->start("reduce_scatter of " + what, {output.view(-1), input.view(-1)},
+                       bytes * (n - 1) / n,
                        [&](c10d::Backend& backend, std::vector<torch::Tensor>& tensors) {
                          return backend._reduce_scatter_base(tensors[0], tensors[1]);
                        });
