@@ -1,5 +1,6 @@
 #include "llava/data/records.h"
 
+#include "json_reader.h"
 #include "json_stream.h"
 #include "llava/base/config.h"
 #include "mixture.h"
@@ -11,13 +12,15 @@ namespace llava::data {
 namespace {
 
 constexpr std::size_t kMaxTurns = 512;
+constexpr std::uint64_t kHoldOut = 1ull << 32;  // a stream of random numbers no epoch uses
 
 /// `text` for a message: printable and short.
-std::string shown(std::string text) {
+std::string shown(std::string_view full) {
   constexpr std::size_t kLength = 80;
+  std::string text(full.substr(0, kLength));
   for (char& c : text)
     if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = '?';
-  return text.size() <= kLength ? text : text.substr(0, kLength) + "...";
+  return full.size() <= kLength ? text : text + "...";
 }
 
 std::string where(const Place& place, const std::string& id) {
@@ -25,17 +28,82 @@ std::string where(const Place& place, const std::string& id) {
          (id.empty() ? std::to_string(place.number) : "\"" + shown(id) + "\"");
 }
 
-/// The names of a field that holds one or several, or is absent.
-std::vector<std::string> names(const Json& record, const char* key, const std::string& where) {
-  const auto found = record.find(key);
-  if (found == record.end() || found->is_null()) return {};
-  std::vector<std::string> all;
-  for (const auto& name : found->is_array() ? *found : Json::array({*found})) {
-    expect(name.is_string(), Fault::data, where, ": \"", key, "\" is ", shown(name.dump()),
-           "; expected a file name or a list of them");
-    all.push_back(name.get<std::string>());
+/// A turn as the file has it, not yet checked.
+struct RawTurn {
+  std::optional<std::string> from, value;
+};
+
+/// A record as the file has it, not yet checked.
+struct RawRecord {
+  std::optional<std::string> id;
+  std::optional<std::vector<std::string>> images, videos;
+  std::optional<std::vector<RawTurn>> turns;
+};
+
+/// Reads a field once.
+template <class T>
+void set_once(JsonReader& reader, const std::string& key, std::optional<T>& field, T value) {
+  if (field) reader.fail("the key \"" + key + "\" appears twice");
+  field = std::move(value);
+}
+
+std::string read_text(JsonReader& reader, const std::string& what) {
+  if (reader.peek() != '"') reader.fail(what + " is " + shown(reader.skip()) + ", not text");
+  return reader.string();
+}
+
+/// One name, several in a list, or null for none.
+std::vector<std::string> read_names(JsonReader& reader, const std::string& key) {
+  std::vector<std::string> names;
+  if (reader.peek() == 'n') {
+    reader.skip();
+  } else if (reader.peek() == '[') {
+    reader.array([&] { names.push_back(read_text(reader, "a name in \"" + key + "\"")); });
+  } else {
+    names.push_back(read_text(reader, "\"" + key + "\""));
   }
-  return all;
+  return names;
+}
+
+std::vector<RawTurn> read_turns(JsonReader& reader) {
+  std::vector<RawTurn> turns;
+  if (reader.peek() != '[') reader.fail("\"conversations\" is not a list");
+  reader.array([&] {
+    if (turns.size() == kMaxTurns)
+      reader.fail("more than " + std::to_string(kMaxTurns) + " turns in one conversation");
+    const std::string which = "turn " + std::to_string(turns.size() + 1);
+    if (reader.peek() != '{') reader.fail(which + " is not an object");
+    auto& turn = turns.emplace_back();
+    reader.object([&](const std::string& key) {
+      const bool is_from = key == "from" || key == "role";
+      if (is_from || key == "value" || key == "content") {
+        set_once(reader, key, is_from ? turn.from : turn.value,
+                 read_text(reader, which + ": \"" + key + "\""));
+      } else {
+        reader.skip();
+      }
+    });
+  });
+  return turns;
+}
+
+void read_raw(std::string_view json, std::int64_t line, RawRecord& raw) {
+  JsonReader reader(json, line);
+  reader.object([&](const std::string& key) {
+    if (key == "id") {
+      const bool is_text = reader.peek() == '"';
+      set_once(reader, key, raw.id, is_text ? reader.string() : std::string(reader.skip()));
+    } else if (key == "image") {
+      set_once(reader, key, raw.images, read_names(reader, key));
+    } else if (key == "video") {
+      set_once(reader, key, raw.videos, read_names(reader, key));
+    } else if (key == "conversations") {
+      set_once(reader, key, raw.turns, read_turns(reader));
+    } else {
+      reader.skip();
+    }
+  });
+  reader.end();
 }
 
 enum class Speaker { system, user, assistant };
@@ -49,41 +117,29 @@ Speaker speaker(const std::string& word, const std::string& where) {
        "; expected human, gpt or system");
 }
 
-const std::string& text_field(const Json& turn, const char* key, const char* other,
-                              const std::string& where) {
-  const auto found = turn.contains(key) ? turn.find(key) : turn.find(other);
-  expect(found != turn.end(), Fault::data, where, " has no \"", key, "\"");
-  expect(found->is_string(), Fault::data, where, ": \"", key, "\" is not text but ",
-         shown(found->dump()));
-  return found->get_ref<const std::string&>();
-}
-
 /// The turns, alternating from the user's first to the assistant's last. A leading turn that is not
 /// the user's is left out, as in the reference; one by "system" replaces the template's system
 /// text.
-text::Conversation conversation(const Json& record, const std::string& where) {
-  const auto turns = record.find("conversations");
-  expect(turns != record.end() && turns->is_array(), Fault::data, where, ": \"conversations\" is ",
-         turns == record.end() ? "missing" : "not a list");
-  expect(turns->size() <= kMaxTurns, Fault::data, where, ": ", turns->size(), " turns; at most ",
-         kMaxTurns, " are taken");
+text::Conversation conversation(std::vector<RawTurn>& turns, const std::string& where) {
   text::Conversation talk;
-  for (std::size_t i = 0; i < turns->size(); ++i) {
-    const auto& turn = (*turns)[i];
-    const std::string which = where + ": turn " + std::to_string(i + 1);
-    expect(turn.is_object(), Fault::data, which, " is not an object");
-    const auto& text = text_field(turn, "value", "content", which);
-    const auto who = speaker(text_field(turn, "from", "role", which), which);
-    if (who == Speaker::system && i == 0) {
-      talk.system = text;
+  for (std::size_t i = 0; i < turns.size(); ++i) {
+    auto& turn = turns[i];
+    const auto which = [&] { return where + ": turn " + std::to_string(i + 1); };
+    for (const auto& [field, name] :
+         {std::pair(&turn.from, "from"), std::pair(&turn.value, "value")})
+      if (!*field) fail(Fault::data, which(), " has no \"", name, "\"");
+    const auto who = speaker(*turn.from, which());
+    if (i == 0 && who == Speaker::system) {
+      talk.system = std::move(*turn.value);
       continue;
     }
-    if (who == Speaker::assistant && talk.messages.empty() && i == 0) continue;
+    if (i == 0 && who == Speaker::assistant) continue;
     const bool users = talk.messages.size() % 2 == 0;
-    expect(who == (users ? Speaker::user : Speaker::assistant), Fault::data, which,
-           " is out of turn; human and gpt must alternate, human first");
-    expect(!text.empty(), Fault::data, which, " is empty");
-    talk.messages.push_back({users ? text::Role::user : text::Role::assistant, text});
+    if (who != (users ? Speaker::user : Speaker::assistant))
+      fail(Fault::data, which(), " is out of turn; human and gpt must alternate, human first");
+    if (turn.value->empty()) fail(Fault::data, which(), " is empty");
+    talk.messages.push_back(
+        {users ? text::Role::user : text::Role::assistant, std::move(*turn.value)});
   }
   expect(!talk.messages.empty(), Fault::data, where, ": the conversation is empty");
   expect(talk.messages.size() % 2 == 0, Fault::data, where,
@@ -91,45 +147,33 @@ text::Conversation conversation(const Json& record, const std::string& where) {
   return talk;
 }
 
-/// "id" as text, whatever it is.
-std::string id_of(const Json& record) {
-  const auto found = record.find("id");
-  if (found == record.end() || found->is_null()) return "";
-  return found->is_string() ? found->get<std::string>() : found->dump();
-}
-
 }  // namespace
 
 Record parse_record(std::string_view json, const Place& place) {
-  Json parsed;
+  RawRecord raw;
   try {
-    parsed = parse_json(json, place.file);
+    read_raw(json, place.line, raw);
   } catch (const Error& error) {
-    // parse_json counts lines from the sample's first; the sample's own line is what helps.
-    const std::string text = error.what();
-    const auto reason = text.find(": ", place.file.size());
-    fail(Fault::data, where(place, ""), ": ", text.substr(reason == text.npos ? 0 : reason + 2));
+    fail(error.fault(), where(place, raw.id.value_or("")), ": ", error.what());
   }
   Record record;
-  record.id = id_of(parsed);
-  record.where = where(place, record.id);
-  if (record.id.empty()) record.id = std::to_string(place.number);
-  record.images = names(parsed, "image", record.where);
-  auto videos = names(parsed, "video", record.where);
+  record.where = where(place, raw.id.value_or(""));
+  record.id = raw.id.value_or(std::to_string(place.number));
+  record.images = std::move(raw.images).value_or(std::vector<std::string>{});
+  auto videos = std::move(raw.videos).value_or(std::vector<std::string>{});
   expect(videos.size() <= 1, Fault::data, record.where, ": has ", videos.size(),
          " videos; one is supported");
   if (!videos.empty()) record.video = std::move(videos[0]);
   expect(record.video.empty() || record.images.empty(), Fault::data, record.where,
          ": has both \"image\" and \"video\"; a sample has one of them");
-  record.conversation = conversation(parsed, record.where);
+  expect(raw.turns.has_value(), Fault::data, record.where, ": has no \"conversations\"");
+  record.conversation = conversation(*raw.turns, record.where);
   return record;
 }
 
 struct Records::File {
   explicit File(const std::string& path) : bytes(path) {}
   ReadFile bytes;
-  std::vector<std::int64_t> numbers;  // of its spans in spans_, when a strategy reordered them
-  std::int64_t first = 0;             // index of its first span
 };
 
 Records::Records(const std::string& data_path, std::uint64_t seed) {
@@ -142,18 +186,35 @@ void Records::add(const std::string& path, const std::string& strategy, std::uin
   const auto file = std::make_shared<File>(path);
   std::uint64_t hash = 0;
   const auto extents = find_samples(file->bytes, hash);
-  file->first = size();
-  auto numbers =
-      chosen(strategy, static_cast<std::int64_t>(extents.size()), seed + files_.size(), path);
-  for (const auto number : numbers) {
+  expect(extents.size() <= UINT32_MAX, Fault::data, path, ": more than ", UINT32_MAX, " samples");
+  const auto count = static_cast<std::int64_t>(extents.size());
+  for (const auto number : chosen(strategy, count, seed + files_.size(), path)) {
     const auto& extent = extents[static_cast<std::size_t>(number)];
-    spans_.push_back(
-        {.file = files_.size(), .offset = extent.offset, .size = extent.size, .line = extent.line});
+    spans_.push_back({.file = files_.size(),
+                      .offset = extent.offset,
+                      .size = extent.size,
+                      .line = extent.line,
+                      .number = static_cast<std::uint32_t>(number)});
     hash = mixed(hash ^ static_cast<std::uint64_t>(number));
   }
-  if (strategy != "all") file->numbers = std::move(numbers);
   fingerprint_ = mixed(fingerprint_ ^ hash);
   files_.push_back(file);
+}
+
+std::pair<Records, Records> Records::hold_out(std::int64_t count, std::uint64_t seed) const {
+  expect(count > 0 && count < size(), Fault::usage, "cannot hold ", count, " of ", size(),
+         " samples out; there must be some to train on and some to validate with");
+  std::vector<bool> is_held(spans_.size());
+  const auto drawn = Random(seed, kHoldOut).permutation(spans_.size());
+  for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i)
+    is_held[static_cast<std::size_t>(drawn[i])] = true;
+  Records kept, held;
+  kept.files_ = held.files_ = files_;
+  for (std::size_t i = 0; i < spans_.size(); ++i)
+    (is_held[i] ? held : kept).spans_.push_back(spans_[i]);
+  kept.fingerprint_ = mixed(fingerprint_ ^ mixed(seed) ^ static_cast<std::uint64_t>(count));
+  held.fingerprint_ = mixed(kept.fingerprint_);
+  return {std::move(kept), std::move(held)};
 }
 
 std::string Records::json(std::int64_t index) const {
@@ -168,11 +229,7 @@ std::string Records::json(std::int64_t index) const {
 
 Place Records::place(std::int64_t index) const {
   const auto& span = spans_.at(static_cast<std::size_t>(index));
-  const auto& file = *files_[span.file];
-  const auto position = index - file.first;
-  const auto number =
-      file.numbers.empty() ? position : file.numbers[static_cast<std::size_t>(position)];
-  return {file.bytes.path(), span.line, number + 1};
+  return {files_[span.file]->bytes.path(), span.line, std::int64_t{span.number} + 1};
 }
 
 Record Records::at(std::int64_t index) const { return parse_record(json(index), place(index)); }

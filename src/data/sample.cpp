@@ -27,29 +27,6 @@ std::size_t space_at(std::string_view text) {
   return begins("\xE1\x9A\x80") || begins("\xE2\x81\x9F") || begins("\xE3\x80\x80") ? 3 : 0;
 }
 
-/// Python's str.strip().
-std::string stripped(std::string_view text) {
-  while (const auto bytes = space_at(text)) text.remove_prefix(bytes);
-  std::size_t end = 0;
-  for (std::size_t at = 0; at < text.size();) {
-    const auto bytes = space_at(text.substr(at));
-    at += std::max<std::size_t>(bytes, 1);
-    if (bytes == 0) end = at;
-  }
-  return std::string(text.substr(0, end));
-}
-
-void replace_all(std::string& text, std::string_view from, std::string_view to) {
-  for (auto at = text.find(from); at != text.npos; at = text.find(from, at + to.size()))
-    text.replace(at, from.size(), to);
-}
-
-std::int64_t count(std::string_view text, std::string_view part) {
-  std::int64_t found = 0;
-  for (auto at = text.find(part); at != text.npos; at = text.find(part, at + part.size())) ++found;
-  return found;
-}
-
 /// Runs `work`, naming the record in what it throws.
 template <class Work>
 auto for_record(const Record& record, const Work& work) {
@@ -76,7 +53,7 @@ media::Video load_video_of(const Record& record, const MediaConfig& media) {
 
 input::Example encode(const Record& record, const input::Encoder& encoder,
                       std::vector<input::Picture> pictures) {
-  auto example = encoder.encode(with_placed_marks(record, encoder.chat()), std::move(pictures));
+  auto example = encoder.encode(placed(record, encoder.chat()), std::move(pictures));
   example.id = record.id;
   return example;
 }
@@ -106,20 +83,11 @@ media::ImageHeader read_image_header(const std::string& path, const media::Image
   }
 }
 
-text::Conversation with_placed_marks(const Record& record, const text::Template& chat) {
-  auto talk = record.conversation;
-  if (record.images.empty() && record.video.empty()) return talk;
-  const bool tagged = text::template_name(chat).find("mmtag") != std::string_view::npos;
-  for (auto& message : talk.messages) {
-    auto& text = message.text;
-    if (count(text, text::kImageMark) == 1) {
-      replace_all(text, text::kImageMark, "");
-      text = stripped(std::string(text::kImageMark) + "\n" + stripped(text));
-    }
-    if (tagged) replace_all(text, text::kImageMark, "<Image><image></Image>");
-    replace_all(text, "QA_GT_caption_based_noisy", "");  // a label left in LLaVA-NeXT's data
-  }
-  return talk;
+text::Conversation placed(const Record& record, const text::Template& chat) {
+  const auto pictures = record.images.size() + !record.video.empty();
+  if (pictures == 0) return record.conversation;
+  return text::place_images(record.conversation, chat,
+                            pictures == 1 ? text::Placement::first : text::Placement::keep_many);
 }
 
 input::Example load_example(const Record& record, const input::Encoder& encoder,

@@ -41,16 +41,6 @@ std::vector<Range> clipped(const std::vector<Range>& ranges, std::size_t begin, 
   return inside;
 }
 
-/// Whether a token is learned. A token may begin before the range, with the space that the
-/// tokenizer joins to a word; a dummy prefix, which stands for no byte, goes with what follows it.
-bool is_learned(const Range& token, const std::vector<Range>& learned) {
-  const bool empty = token.begin == token.end;
-  return std::any_of(learned.begin(), learned.end(), [&](const Range& range) {
-    return empty ? range.begin <= token.begin && token.begin < range.end
-                 : range.begin < token.end && token.end <= range.end;
-  });
-}
-
 }  // namespace
 
 Encoder::Encoder(text::Tokenizer tokenizer, const text::Template& chat, EncoderConfig config)
@@ -91,7 +81,7 @@ Example Encoder::tokens_of(const text::Prompt& prompt, std::vector<Picture> pict
     // A template that writes BOS itself does not get a second one.
     const bool repeats = i == 0 && bos && !tokens.empty() && tokens[0].id == *tokenizer_.bos();
     for (std::size_t k = repeats; k < tokens.size(); ++k)
-      add(tokens[k].id, is_learned(tokens[k].bytes, learned));
+      add(tokens[k].id, text::is_learned(tokens[k].bytes, learned));
     if (last) break;
     add(kImageToken, false);
     begin = marks[i].end;

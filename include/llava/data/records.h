@@ -1,5 +1,5 @@
 // Training sets as LLaVA and LLaVA-NeXT keep them: LLaVA JSON (one list), JSON lines, and mixture
-// files that name several with a sampling strategy each. A set is indexed once (16 bytes a sample)
+// files that name several with a sampling strategy each. A set is indexed once (24 bytes a sample)
 // and its samples are read one at a time, so memory does not grow with the size of the texts.
 // Source: haotian-liu/LLaVA 1.2.2 and LLaVA-VL/LLaVA-NeXT, train.py, LazySupervisedDataset.
 #pragma once
@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace llava::data {
@@ -53,6 +54,10 @@ class Records {
   std::string json(std::int64_t index) const;  // the sample's text as it stands in its file
   Place place(std::int64_t index) const;
 
+  /// All samples but `count` random ones, and those; each in the set's order. They share its files.
+  /// Throws Error(usage) unless both parts have samples.
+  std::pair<Records, Records> hold_out(std::int64_t count, std::uint64_t seed) const;
+
   /// Changes when any byte of the files or the selection of samples does.
   std::uint64_t fingerprint() const { return fingerprint_; }
 
@@ -65,7 +70,10 @@ class Records {
     std::uint64_t offset : 48;
     std::uint32_t size = 0;
     std::uint32_t line = 0;
+    std::uint32_t number = 0;  // in the file, from 0
   };
+
+  Records() = default;
 
   void add(const std::string& path, const std::string& strategy, std::uint64_t seed);
 

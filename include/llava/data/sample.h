@@ -35,12 +35,9 @@ input::Example load_example(const Record& record, const input::Encoder& encoder,
 input::Example measure_example(const Record& record, const input::Encoder& encoder,
                                const MediaConfig& media);
 
-/// The conversation with its marks where training has them: a turn's only mark stands in front, on
-/// a line of its own (several in one turn stay where they are), and the mmtag templates wrap it.
-/// A record without pictures is returned as it is.
-/// Source: haotian-liu/LLaVA 1.2.2, train.py, preprocess_multimodal; several marks as in
-/// LLaVA-NeXT.
-text::Conversation with_placed_marks(const Record& record, const text::Template& chat);
+/// The conversation with its marks where training has them: LLaVA's placement for one picture,
+/// LLaVA-NeXT's for several. A record without pictures has no marks and is returned as it is.
+text::Conversation placed(const Record& record, const text::Template& chat);
 
 /// Words as Python's str.split() counts them.
 std::int64_t count_words(std::string_view text);
