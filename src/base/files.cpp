@@ -146,6 +146,23 @@ void write_file(const std::string& path, std::string_view bytes, bool durable) {
   file.commit(durable);
 }
 
+AppendFile::AppendFile(const std::string& path, std::uint64_t keep) : path_(path) {
+  descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (descriptor_ < 0) fail_write(path_, errno);
+  struct stat status {};
+  const bool is_longer =
+      ::fstat(descriptor_, &status) == 0 && static_cast<std::uint64_t>(status.st_size) > keep;
+  if (is_longer && ::ftruncate(descriptor_, static_cast<off_t>(keep)) != 0) {
+    const int error = errno;
+    ::close(descriptor_);
+    fail_write(path_, error);
+  }
+}
+
+AppendFile::~AppendFile() { ::close(descriptor_); }
+
+void AppendFile::append(std::string_view bytes) { write_all(descriptor_, path_, bytes, -1); }
+
 void make_folder(const std::string& path) {
   std::error_code error;
   std::filesystem::create_directories(path, error);

@@ -47,7 +47,7 @@ std::vector<Candidate> continuations(const std::vector<Beam>& beams, double pena
 
 /// A row that holds what `row` holds; `spare` rows hold its first `shared` tokens already.
 Row branch(Assistant& assistant, const Row& row, std::vector<Row>& spare, std::int64_t shared) {
-  if (spare.empty()) spare.push_back(make_row(assistant, row.cache.capacity(), /*seed=*/0));
+  if (spare.empty()) spare.push_back(make_row(assistant, row.cache.capacity(), 0, 0));
   Row copy = std::move(spare.back());
   spare.pop_back();
   copy.cache.copy_from(row.cache, std::min(copy.cache.length(), shared));
@@ -129,7 +129,7 @@ std::vector<std::int64_t> beam_search(Assistant& assistant, Row& row, const Gene
       rows.push_back(&beam.row);
       ids.push_back(beam.ids.back());
     }
-    decode(assistant, rows, ids);
+    decode(assistant, rows, ids, config.batching);
   }
 }
 

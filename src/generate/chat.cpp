@@ -7,12 +7,11 @@
 
 namespace llava::generate {
 
-Session::Session(Assistant& assistant, const GenerateConfig& config, std::uint64_t seed,
+Session::Session(Assistant& assistant, const GenerateConfig& config,
                  std::optional<std::string> system)
     : assistant_(assistant),
       config_(config),
-      seed_(seed),
-      row_(make_row(assistant, assistant.context, seed)) {
+      row_(make_row(assistant, assistant.context, config.seed, 0)) {
   config_.validate();
   conversation_.system = std::move(system);
 }
@@ -44,7 +43,7 @@ void Session::prefill_turn() {
 
 /// Answers the prompt that was prefilled last and appends the answer to the conversation.
 Answer Session::answer_turn(const OnText& on_text) {
-  row_.random = Random(seed_, draws_++);
+  row_.random = Random(config_.seed, draws_++);
   const Clock clock;
   auto answer = generate(assistant_, {&row_}, config_, on_text).at(0);
   timings_.decode_ms = clock.milliseconds();
@@ -134,7 +133,7 @@ struct Chat::State {
 
   State(const std::string& folder, const ChatOptions& options)
       : assistant(load(folder, options)),
-        session(assistant, generate_config(options), options.seed,
+        session(assistant, generate_config(options),
                 options.system.empty() ? std::nullopt : std::optional(options.system)) {}
 
   static generate::Assistant load(const std::string& folder, const ChatOptions& options) {
@@ -154,7 +153,8 @@ struct Chat::State {
                          .top_p = options.top_p,
                          .min_p = options.min_p,
                          .repeat_penalty = options.repeat_penalty},
-            .max_new_tokens = options.max_new_tokens};
+            .max_new_tokens = options.max_new_tokens,
+            .seed = options.seed};
   }
 };
 

@@ -120,7 +120,7 @@ void decode(Assistant& assistant, const std::vector<Row*>& rows,
             const std::vector<std::int64_t>& ids, Batching batching) {
   torch::NoGradGuard no_grad;
   if (batching == Batching::exact && rows.size() > 1) {
-    for (std::size_t i = 0; i < rows.size(); ++i) decode(assistant, {rows[i]}, {ids[i]});
+    for (std::size_t i = 0; i < rows.size(); ++i) decode(assistant, {rows[i]}, {ids[i]}, batching);
     return;
   }
   auto& llama = assistant.model->llama;
@@ -143,8 +143,7 @@ std::int64_t answer_limit(const Assistant& assistant, const GenerateConfig& conf
 }
 
 std::vector<Answer> generate(Assistant& assistant, const std::vector<Row*>& rows,
-                             const GenerateConfig& config, const OnText& on_text,
-                             Batching batching) {
+                             const GenerateConfig& config, const OnText& on_text) {
   std::vector<Answer> answers;
   if (config.num_beams > 1) {
     for (auto* row : rows) {
@@ -170,15 +169,15 @@ std::vector<Answer> generate(Assistant& assistant, const std::vector<Row*>& rows
       ids.push_back(id);
     }
     if (going.empty()) break;
-    decode(assistant, going, ids, batching);
+    decode(assistant, going, ids, config.batching);
   }
   for (auto& writer : writers) answers.push_back(writer.take());
   return answers;
 }
 
 std::vector<Answer> answer(Assistant& assistant, const std::vector<input::Example>& examples,
-                           const GenerateConfig& config, std::uint64_t seed, const OnText& on_text,
-                           Batching batching, Timings* timings) {
+                           const GenerateConfig& config, const std::vector<std::uint64_t>& streams,
+                           const OnText& on_text, Timings* timings) {
   Timings unused;
   auto& times = timings ? *timings : unused;
   std::vector<Row> rows;
@@ -187,8 +186,8 @@ std::vector<Answer> answer(Assistant& assistant, const std::vector<input::Exampl
     const auto embeds = embed(assistant, example, &times);
     const Clock clock;
     const auto tokens = embeds.size(0);
-    rows.push_back(
-        make_row(assistant, tokens + answer_limit(assistant, config, tokens), seed, rows.size()));
+    const auto capacity = tokens + answer_limit(assistant, config, tokens);
+    rows.push_back(make_row(assistant, capacity, config.seed, streams.at(rows.size())));
     prefill(assistant, rows.back(), embeds, example.ids);
     times.prefill_ms += clock.milliseconds();
     times.prefill_tokens += tokens;
@@ -196,7 +195,7 @@ std::vector<Answer> answer(Assistant& assistant, const std::vector<input::Exampl
   std::vector<Row*> pointers;
   for (auto& row : rows) pointers.push_back(&row);
   const Clock clock;
-  auto answers = generate(assistant, pointers, config, on_text, batching);
+  auto answers = generate(assistant, pointers, config, on_text);
   times.decode_ms += clock.milliseconds();
   for (const auto& each : answers)
     times.decode_tokens += static_cast<std::int64_t>(each.ids.size());

@@ -53,6 +53,23 @@ class AtomicFile {
 /// AtomicFile in one call.
 void write_file(const std::string& path, std::string_view bytes, bool durable = true);
 
+/// A file that grows at its end. Each append is handed to the system whole, so that a kill tears at
+/// most the last line. Throws as AtomicFile.
+class AppendFile {
+ public:
+  /// Opens or makes the file and cuts what lies behind its first `keep` bytes.
+  AppendFile(const std::string& path, std::uint64_t keep);
+  ~AppendFile();
+  AppendFile(const AppendFile&) = delete;
+  AppendFile& operator=(const AppendFile&) = delete;
+
+  void append(std::string_view bytes);
+
+ private:
+  std::string path_;
+  int descriptor_ = -1;
+};
+
 /// Makes a folder and those above it.  Throws Error(usage) naming the part that could not be made.
 void make_folder(const std::string& path);
 

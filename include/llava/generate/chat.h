@@ -12,7 +12,7 @@ namespace llava::generate {
 class Session {
  public:
   /// `system`: replaces the template's system text.
-  Session(Assistant& assistant, const GenerateConfig& config, std::uint64_t seed,
+  Session(Assistant& assistant, const GenerateConfig& config,
           std::optional<std::string> system = {});
 
   /// Appends a user's turn and answers it. Pictures go where the text's marks are, or in front.
@@ -49,7 +49,6 @@ class Session {
 
   Assistant& assistant_;
   GenerateConfig config_;
-  std::uint64_t seed_;
   std::uint64_t draws_ = 0;  // answers drawn so far, each from a random stream of its own
   text::Conversation conversation_;
   std::vector<std::vector<input::Picture>> pictures_;  // of each message

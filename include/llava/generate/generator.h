@@ -12,12 +12,20 @@
 
 namespace llava::generate {
 
+/// How the rows of a batch take their next tokens together.
+enum class Batching {
+  exact,  // a row's answer is the same bits whatever its neighbours
+  fast    // one product for all rows, which may round differently from a product for one
+};
+
 struct GenerateConfig {
   SamplingConfig sampling;
   std::int64_t max_new_tokens = 512;  // -1: until the context is full
   std::int64_t num_beams = 1;
   double length_penalty = 1;
   bool ignore_eos = false;
+  std::uint64_t seed = 42;  // of every draw; no field of its own: --seed is common to all verbs
+  Batching batching = Batching::exact;
 
   template <class Field>
   void fields(Field& field) {
@@ -54,23 +62,16 @@ struct Row {
 /// Sees an answer's text as it grows, and returns false to end it.
 using OnText = std::function<bool(std::string_view text)>;
 
-/// An empty row with room for `capacity` tokens. Rows of a batch draw from streams of their own.
-Row make_row(Assistant& assistant, std::int64_t capacity, std::uint64_t seed,
-             std::uint64_t stream = 0);
+/// An empty row with room for `capacity` tokens. Rows draw from random streams of their own.
+Row make_row(Assistant& assistant, std::int64_t capacity, std::uint64_t seed, std::uint64_t stream);
 
 /// Puts embeds [T, D] behind what the row holds. `ids` are noted as seen.
 void prefill(Assistant& assistant, Row& row, const torch::Tensor& embeds,
              const std::vector<std::int64_t>& ids);
 
-/// How the rows of a batch take their next tokens together.
-enum class Batching {
-  exact,  // a row's answer is the same bits whatever its neighbours
-  fast    // one product for all rows, which may round differently from a product for one
-};
-
 /// Puts one token behind each row. Throws Error(capacity) when a row's cache is full.
 void decode(Assistant& assistant, const std::vector<Row*>& rows,
-            const std::vector<std::int64_t>& ids, Batching batching = Batching::exact);
+            const std::vector<std::int64_t>& ids, Batching batching);
 
 /// Most tokens that an answer may have after `used` tokens.
 std::int64_t answer_limit(const Assistant& assistant, const GenerateConfig& config,
@@ -79,13 +80,13 @@ std::int64_t answer_limit(const Assistant& assistant, const GenerateConfig& conf
 /// Answers rows that were prefilled. `on_text` needs a single row. A row then holds its prompt and,
 /// except after beam search, its answer without the last token.
 std::vector<Answer> generate(Assistant& assistant, const std::vector<Row*>& rows,
-                             const GenerateConfig& config, const OnText& on_text = {},
-                             Batching batching = Batching::exact);
+                             const GenerateConfig& config, const OnText& on_text = {});
 
-/// From examples to answers, in order; what a caller without a conversation needs.
+/// Examples -> answers, in order: what a caller without a conversation needs. `streams`: the random
+/// stream of each, so that draws do not depend on batches. Throws Error(capacity) if one does not
+/// fit.
 std::vector<Answer> answer(Assistant& assistant, const std::vector<input::Example>& examples,
-                           const GenerateConfig& config, std::uint64_t seed,
-                           const OnText& on_text = {}, Batching batching = Batching::exact,
-                           Timings* timings = nullptr);
+                           const GenerateConfig& config, const std::vector<std::uint64_t>& streams,
+                           const OnText& on_text = {}, Timings* timings = nullptr);
 
 }  // namespace llava::generate
