@@ -12,9 +12,6 @@
 namespace llava::text {
 namespace {
 
-constexpr std::int64_t kMaxId = 1 << 21;  // the largest vocabulary seen has 262,144
-constexpr std::size_t kMaxTokenBytes = 4096;
-
 /// One JSON file of the folder; null when there is none.
 struct File {
   File(const std::string& folder, const std::string& name) : path(folder + "/" + name) {
@@ -65,8 +62,8 @@ AddedToken read_token(const AnyJson& value, const std::string& where) {
 }
 
 std::int64_t checked_id(std::int64_t id, const std::string& where) {
-  expect(id >= 0 && id < kMaxId, Fault::data, where, ": token id ", id, " is not in 0..",
-         kMaxId - 1);
+  expect(id >= 0 && id < kMaxTokenId, Fault::data, where, ": token id ", id, " is not in 0..",
+         kMaxTokenId - 1);
   return id;
 }
 

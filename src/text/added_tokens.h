@@ -11,6 +11,9 @@
 
 namespace llava::text {
 
+inline constexpr std::int64_t kMaxTokenId = 1 << 21;  // the largest vocabulary seen has 262,144
+inline constexpr std::size_t kMaxTokenBytes = 4096;
+
 struct AddedToken {
   std::string text;
   std::int64_t id = -1;                 // -1: not said; the next free id

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace llava::text {
 
@@ -22,6 +24,20 @@ struct Character {
 Character character_at(std::string_view text, std::size_t at);
 
 void append_utf8(std::string& text, char32_t code);
+
+/// The classes that pre-tokenizers split by: \p{L}, \p{N}, \s and the rest.
+enum class CharacterClass : std::uint8_t { letter, number, space, other };
+CharacterClass class_of(char32_t code);
+
+/// A character and the bytes it came from.
+struct SourceCharacter {
+  char32_t code = 0;
+  std::uint32_t begin = 0, end = 0;
+};
+
+/// Normalization form C. A composed character comes from the bytes of all its parts.
+/// Source: Unicode Standard Annex 15.
+void normalize_nfc(std::vector<SourceCharacter>& text);
 
 /// White space as Python's str.strip() sees it.
 bool is_python_space(char32_t code);

@@ -39,8 +39,8 @@ struct TokenizerOptions {
 /// Immutable after load; any number of threads may use one.
 class Tokenizer {
  public:
-  /// Reads a model folder.  Throws Error(data) naming the file and what is wrong with it; a
-  /// malformed tokenizer.model never reaches SentencePiece.
+  /// Reads a model folder: tokenizer.model if there is one, as the reference does, else
+  /// tokenizer.json.  Throws Error(data) naming the file and what is wrong with it.
   static Tokenizer load(const std::string& folder, const TokenizerOptions& options = {});
 
   /// Token ids of a whole text, without BOS. Added tokens (</s>, <image>, <|im_end|> ...) are
@@ -71,6 +71,7 @@ class Tokenizer {
  private:
   friend class StreamDecoder;
   struct State;
+  struct Loader;
   std::shared_ptr<const State> state_;
 };
 
