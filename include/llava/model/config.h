@@ -89,9 +89,10 @@ struct LlavaConfig {
   Json source;  // the file as read, so that unknown keys survive saving
 };
 
-/// From a folder's config.json (+ preprocessor_config.json and the like).
+/// From a folder's config.json (+ preprocessor_config.json and the like). `vision_tower`: folder of
+/// the tower, over the one that an original config names.
 /// Throws Error(data) naming the file and the key.
-LlavaConfig read_llava_config(const std::string& folder);
+LlavaConfig read_llava_config(const std::string& folder, const std::string& vision_tower = "");
 /// From a bare CLIP folder; from a bare Llama, Vicuna, Mistral or Qwen2 folder.
 ClipVisionConfig read_clip_config(const std::string& folder);
 LlamaConfig read_llama_config(const std::string& folder);

@@ -1,0 +1,43 @@
+// The parts of a model's config files, each read and written in one place. The files' own defaults
+// apply where a key is absent.
+#pragma once
+
+#include "keys.h"
+
+#include "llava/model/config.h"
+
+namespace llava::model {
+
+/// A decoder's config. `outer`: the object around a text_config; the same where there is none.
+LlamaConfig read_text(const Keys& keys, const Keys& outer, const std::string& model_type);
+
+/// Every key of a decoder's config, over those of `json`.
+void write_text(const LlamaConfig& config, Json& json);
+
+ClipVisionConfig read_vision(const Keys& keys);
+void write_vision(const ClipVisionConfig& config, Json& json);
+
+/// CLIP-L/14, which a LLaVA config without vision_config means.
+ClipVisionConfig clip_large(std::int64_t image_size);
+
+/// Towers that original configs name without saying their sizes; nothing for another name.
+std::optional<ClipVisionConfig> public_tower(const std::string& name);
+
+/// The public name of a tower of these sizes, or "".
+std::string public_tower_name(const ClipVisionConfig& config);
+
+/// Everything of a folder's preprocessor_config.json but the aspect and the grids. Returns whether
+/// the processor pads to a square. A folder without one means CLIP's own processor.
+bool read_preprocessor(const std::string& folder, const ClipVisionConfig& vision,
+                       media::TilingConfig& tiling);
+
+/// image_grid_pinpoints: a list of pairs, the same as text, or a range; empty when absent.
+std::vector<std::pair<std::int64_t, std::int64_t>> read_grids(const Keys& keys, std::int64_t tile);
+
+/// The grids as a layout lists them: transformers takes (height, width), LLaVA (width, height).
+Json grids_for(const LlavaConfig& config, bool height_first);
+
+bool is_file(const std::string& path);
+bool is_folder(const std::string& path);
+
+}  // namespace llava::model
