@@ -77,7 +77,7 @@ Optimizer::Optimizer(std::vector<ParameterGroup> groups, const OptimizerConfig& 
   step_ = torch::zeros({}, slots_[0].masters[0].options());
 }
 
-torch::Tensor Optimizer::clip() {
+torch::Tensor Optimizer::gradient_norm() {
   torch::NoGradGuard no_grad;
   std::vector<torch::Tensor> norms;
   for (const auto& slot : slots_) {
@@ -86,30 +86,29 @@ torch::Tensor Optimizer::clip() {
     for (const auto& norm : at::_foreach_norm(gradients, 2, torch::kFloat32))
       norms.push_back(norm.to(step_.device()));
   }
-  const auto norm = torch::stack(norms).norm();
-  // As torch.nn.utils.clip_grad_norm_ does it.
-  if (config_.max_grad_norm > 0)
-    clip_scale_ = (config_.max_grad_norm / (norm + 1e-6)).clamp_max_(1.0);
-  return norm;
+  return torch::stack(norms).norm();
 }
 
-void Optimizer::step(double rate_factor, const torch::Tensor& skip) {
+void Optimizer::step(double rate_factor, const torch::Tensor& norm, const torch::Tensor& skip) {
   torch::NoGradGuard no_grad;
   step_.add_(1 - skip);
-  for (auto& slot : slots_) update(slot, groups_[slot.group], rate_factor, skip);
-  clip_scale_.reset();
+  Update one{rate_factor, {}, skip};
+  // As torch.nn.utils.clip_grad_norm_ does it.
+  if (config_.max_grad_norm > 0)
+    one.gradient_scale = (config_.max_grad_norm / (norm + 1e-6)).clamp_max_(1.0);
+  for (auto& slot : slots_) update(slot, groups_[slot.group], one);
 }
 
-void Optimizer::update(Slot& slot, const ParameterGroup& group, double rate_factor,
-                       const torch::Tensor& skip) {
+void Optimizer::update(Slot& slot, const ParameterGroup& group, const Update& update) {
   std::vector<torch::Tensor> gradients;
   for (const auto& parameter : slot.parameters)
     gradients.push_back(gradient_of(parameter).to(torch::kFloat32));
   const auto device = slot.masters[0].device();
-  if (clip_scale_.defined()) at::_foreach_mul_(gradients, clip_scale_.to(device));
+  if (update.gradient_scale.defined())
+    at::_foreach_mul_(gradients, update.gradient_scale.to(device));
 
-  const double rate = group.learning_rate * rate_factor;
-  const auto step = step_.to(device), no_change = skip.to(device);
+  const double rate = group.learning_rate * update.rate_factor;
+  const auto step = step_.to(device), no_change = update.skip.to(device);
   if (eight_bit_) {
     const AdamStep adam{
         rate, config_.adam_beta1, config_.adam_beta2, config_.adam_epsilon, group.weight_decay,

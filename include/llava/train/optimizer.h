@@ -46,13 +46,14 @@ class Optimizer {
   /// Parameters wider or narrower than fp32 get an fp32 master copy; the rest are their own.
   Optimizer(std::vector<ParameterGroup> groups, const OptimizerConfig& config);
 
-  /// Norm of all gradients as one vector, [] float32; the next step() scales them down so that it
-  /// is at most max_grad_norm. A parameter that took no part in the loss has gradient zero.
-  torch::Tensor clip();
+  /// Norm of all gradients as one vector, [] float32. A parameter that took no part in the loss has
+  /// gradient zero.
+  torch::Tensor gradient_norm();
 
-  /// One update; `rate_factor` multiplies every group's learning rate. Where `skip` ([] float32) is
-  /// 1 nothing changes at all.
-  void step(double rate_factor, const torch::Tensor& skip);
+  /// One update; `rate_factor` multiplies every group's learning rate. Gradients are scaled down so
+  /// that `norm` ([] float32, of all ranks' parameters) becomes at most max_grad_norm. Where `skip`
+  /// ([] float32) is 1 nothing changes at all.
+  void step(double rate_factor, const torch::Tensor& norm, const torch::Tensor& skip);
 
   void zero_grad();
 
@@ -77,15 +78,18 @@ class Optimizer {
     bool has_masters = false;
   };
 
-  void update(Slot& slot, const ParameterGroup& group, double rate_factor,
-              const torch::Tensor& skip);
+  struct Update {
+    double rate_factor;
+    torch::Tensor gradient_scale;  // [] float32, or undefined
+    torch::Tensor skip;
+  };
+  void update(Slot& slot, const ParameterGroup& group, const Update& update);
 
   std::vector<ParameterGroup> groups_;
   OptimizerConfig config_;
   bool eight_bit_ = false;
   std::vector<Slot> slots_;
-  torch::Tensor step_;        // [] float32: updates made
-  torch::Tensor clip_scale_;  // [] float32: what clip() found, until step(); or undefined
+  torch::Tensor step_;  // [] float32: updates made
 };
 
 }  // namespace llava::train

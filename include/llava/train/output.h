@@ -1,0 +1,30 @@
+// The folder of a run: one run at a time in it, its settings and its machine written down.
+#pragma once
+
+#include "llava/train/config.h"
+
+namespace llava::train {
+
+/// All settings, seed and dtype included: what config.json holds and what a checkpoint is
+/// compared by.
+Json effective_settings(const TrainConfig& config, const Compute& compute);
+
+/// What a bit-for-bit continuation depends on besides the settings.
+Json environment(const Compute& compute);
+
+/// Holds the folder while it lives.
+class OutputFolder {
+ public:
+  /// Makes it, takes its lock, clears what a killed save left, and writes config.json and
+  /// environment.json.  Throws Error(usage) if it cannot be written, another run is at work in it,
+  /// or it holds checkpoints of an earlier run that this one does not go on from.
+  OutputFolder(const TrainConfig& config, const Compute& compute);
+  ~OutputFolder();
+  OutputFolder(const OutputFolder&) = delete;
+  OutputFolder& operator=(const OutputFolder&) = delete;
+
+ private:
+  int lock_ = -1;
+};
+
+}  // namespace llava::train

@@ -1,0 +1,110 @@
+// The loop: step, log, validate, save.
+#pragma once
+
+#include "llava/dist/gradient_sync.h"
+#include "llava/dist/process_group.h"
+#include "llava/train/config.h"
+#include "llava/train/flops.h"
+
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace llava::train {
+
+/// What a trainer works with; everything must outlive it.
+struct TrainerParts {
+  model::Llava model;
+  Optimizer& optimizer;
+  TrainingData& data;
+  dist::GradientSync& sync;
+  const dist::ProcessGroup& group;
+};
+
+/// What has been done since the run began, in all its processes' lives.
+struct Progress {
+  std::int64_t step = 0;  // optimizer steps done
+  std::int64_t samples = 0, tokens = 0;
+  std::int64_t samples_skipped = 0, updates_skipped = 0;
+  double loss_sum = 0;  // of the steps whose update was made
+
+  template <class Field>
+  void fields(Field& field) {
+    field("step", step, "");
+    field("samples", samples, "");
+    field("tokens", tokens, "");
+    field("samples_skipped", samples_skipped, "");
+    field("updates_skipped", updates_skipped, "");
+    field("loss_sum", loss_sum, "");
+  }
+};
+
+/// One step; its figures may still be under way on the device.
+struct StepReport {
+  std::int64_t step = 0;  // from 1
+  torch::Tensor figures;  // [3] float32: loss, gradient norm, 1 where the update was not made
+  double learning_rate = 0;
+  double flops = 0;
+  std::vector<std::string> samples;  // ids
+};
+
+class Trainer {
+ public:
+  Trainer(const TrainConfig& config, const Compute& compute, const TrainerParts& parts);
+
+  /// Goes on where the checkpoint that the settings name left off; without one, from the beginning.
+  /// Throws Error(usage) saying why it cannot: other settings, other data, another model.
+  void resume();
+
+  /// Steps to the end; logs, validates and saves on the way.  Throws Error(stopped) after a signal,
+  /// once everything is saved; Error(non_finite) as --on_nan has it, naming step and samples.
+  void run();
+
+  /// One optimizer step.
+  StepReport step();
+
+  /// Mean loss of a learned token over the validation set.
+  double evaluate();
+
+  /// Everything needed to go on from here, and back. The random generators stay as they are unless
+  /// `with_random`.
+  Checkpoint checkpoint() const;
+  void restore(const Checkpoint& checkpoint, bool with_random);
+
+  const Progress& progress() const { return progress_; }
+  std::int64_t total_steps() const { return total_steps_; }
+
+ private:
+  /// Steps since the last logged one.
+  struct Interval {
+    double began = 0, waited = 0;  // seconds, on clocks of our own
+    std::int64_t steps = 0, tokens = 0;
+    double loss = 0, flops = 0;               // sums
+    double learning_rate = 0, grad_norm = 0;  // of the last
+  };
+
+  void settle();
+  void react_to_non_finite(const StepReport& report, double loss, double grad_norm);
+  void begin_interval();
+  void log_step();
+  void validate();
+  void save();
+  bool is_due(const std::string& strategy, std::int64_t every) const;
+
+  const TrainConfig& config_;
+  Compute compute_;
+  TrainerParts parts_;
+  std::int64_t steps_per_epoch_, total_steps_;
+  Learning learning_;
+  std::optional<double> peak_flops_;
+  Json identity_;  // what must be the same where a run goes on
+
+  Progress progress_;
+  std::vector<StepReport> pending_;  // not yet read from the device
+  Interval interval_;
+  std::int64_t saved_step_ = -1, rollbacks_ = 0;  // the second: since the last checkpoint
+  std::optional<Metrics> metrics_;
+  CheckpointWriter writer_;  // last: it finishes before the rest goes
+};
+
+}  // namespace llava::train

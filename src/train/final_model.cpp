@@ -1,0 +1,97 @@
+#include "llava/train/final_model.h"
+
+#include "llava/base/files.h"
+#include "llava/base/log.h"
+#include "llava/model/adapter.h"
+#include "llava/train/output.h"
+
+#include <filesystem>
+
+namespace llava::train {
+namespace {
+
+/// A sample with a picture if there is one among the first, so that all parts are compared.
+input::Batch probe_batch(const TrainingData& data, std::int64_t max_tokens) {
+  constexpr std::int64_t kLooked = 32;
+  std::optional<input::Example> probe;
+  for (std::int64_t i = 0; i < std::min(kLooked, data.records->size()); ++i) {
+    try {
+      auto example = data::load_example(data.records->at(i), *data.encoder, data.media);
+      const bool has_picture = !example.pictures.empty();
+      if (example.num_tokens() > max_tokens) continue;
+      if (!probe || has_picture) probe = std::move(example);
+      if (has_picture) break;
+    } catch (const Error&) {
+      continue;  // whether broken samples matter was --on_bad_image's to say
+    }
+  }
+  if (!probe) {
+    probe.emplace();
+    probe->ids = {0, 1, 2, 3};
+    probe->labels.assign(4, input::kIgnore);
+  }
+  return input::collate({*probe});
+}
+
+/// Logits of the last tokens, [up to 16, V] float32 on the CPU.
+torch::Tensor probe_logits(model::Llava& model, const input::Batch& batch) {
+  const torch::NoGradGuard no_grad;
+  model->eval();
+  const auto device = model->llama->norm->weight.device();
+  const auto spliced = model->embed(batch.to(device));
+  const auto hidden = model->llama(spliced.embeds, spliced.starts);
+  constexpr std::int64_t kTokens = 16;
+  return model->logits(hidden.slice(0, -std::min(kTokens, hidden.size(0)))).cpu();
+}
+
+/// A folder's path that holds wherever the program is started from.
+std::string lasting_path(const std::string& folder) {
+  std::error_code error;
+  const auto path = std::filesystem::canonical(folder, error);
+  return error ? folder : path.string();
+}
+
+/// output_dir/config.json serves two readers: it holds all settings of the run, and the keys by
+/// which the reference loads a projector. The model's win where both have one.
+void add_model_keys(const std::string& path, const Json& settings) {
+  Json both = settings;
+  both.update(read_json(path));
+  write_file(path, json_text(both));
+}
+
+}  // namespace
+
+void save_final_model(const TrainConfig& config, const Compute& compute, model::Pretrained start,
+                      const TrainingData& data) {
+  const std::string& output = config.loop.output_dir;
+  const std::string folder = output + "/model";
+  const Tune tune = read_tune(config.stage);
+  const auto batch = probe_batch(data, config.model.model_max_length);
+  const torch::Tensor before = probe_logits(start.model, batch);
+
+  model::LoadOptions options{.device = compute.device, .dtype = compute.dtype};
+  make_folder(folder);
+  if (tune.llm == Tuning::lora) {
+    const std::string base =
+        config.model.model_base.empty() ? config.model.model_name_or_path : config.model.model_base;
+    options.model_base = lasting_path(base);
+    options.vision_tower = config.model.vision_tower;
+    model::save_adapter(folder, start.model, start.model->config.layout, options.model_base);
+  } else {
+    model::save_pretrained(folder, start.model, start.model->config.layout, start.tokenizer_folder);
+  }
+  if (tune.is_projector_only()) {
+    model::save_projector(output, start.model);
+    add_model_keys(output + "/config.json", effective_settings(config, compute));
+  }
+
+  start.model = nullptr;  // two models need not fit
+  auto again = model::load_pretrained(folder, options);
+  const double difference = (probe_logits(again.model, batch) - before).abs().max().item<double>();
+  expect(difference == 0, Fault::verification, folder,
+         ": the model read back gives other logits than the one that was trained (by up to ",
+         difference, "); the last checkpoint is good");
+  log::info("saved ", folder, "; read back, it gives the same logits");
+}
+
+}  // namespace llava::train

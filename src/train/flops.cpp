@@ -1,0 +1,143 @@
+#include "llava/train/flops.h"
+
+#include "llava/nn/device.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace llava::train {
+namespace {
+
+/// Tokens of each row after splicing.
+std::vector<double> row_lengths(const input::Batch& batch) {
+  std::vector<double> lengths;
+  std::size_t picture = 0;
+  for (std::int64_t row = 0; row < batch.rows(); ++row) {
+    const auto end = batch.starts[static_cast<std::size_t>(row) + 1];
+    auto length = static_cast<double>(end - batch.starts[static_cast<std::size_t>(row)]);
+    for (; picture < batch.pictures.size() && batch.pictures[picture].slot < end; ++picture)
+      length += static_cast<double>(batch.pictures[picture].rows - 1);
+    lengths.push_back(length);
+  }
+  return lengths;
+}
+
+/// Forward of one tile through the layers that are used.
+double tile_flops(const model::LlavaConfig& config) {
+  const auto& v = config.vision;
+  const auto side = static_cast<double>(v.side()), C = static_cast<double>(v.hidden_size);
+  const double P = side * side + 1, F = static_cast<double>(v.intermediate_size);
+  const auto patch = static_cast<double>(v.num_channels * v.patch_size * v.patch_size);
+  std::int64_t layers = 0;
+  for (const auto entry : config.feature_layers)
+    layers = std::max(layers, entry < 0 ? v.num_hidden_layers + 1 + entry : entry);
+  return 2 * side * side * patch * C +
+         static_cast<double>(layers) * (2 * P * (4 * C * C + 2 * C * F) + 4 * P * P * C);
+}
+
+/// Multiply-adds of the projector for one row: {all Linears, the first alone}.
+std::pair<double, double> projector_products(const model::LlavaConfig& config) {
+  const auto depth = model::projector_depth(config.projector_type);
+  const auto D = static_cast<double>(config.text.hidden_size);
+  const double in = static_cast<double>(config.vision.hidden_size) *
+                    static_cast<double>(config.feature_layers.size());
+  if (depth == 0) return {0, 0};
+  return {in * D + static_cast<double>(depth - 1) * D * D, in * D};
+}
+
+struct GpuPeak {
+  const char* name;
+  double bfloat16, float32;  // TFLOP/s, dense
+};
+// NVIDIA's data sheets (A100, H100 SXM, H200, L4, L40S, B200, RTX 4090), without sparsity; float32
+// is that of the ordinary units, because TF32 is off.
+constexpr GpuPeak kGpuPeaks[] = {{"A100", 312, 19.5}, {"H100 PCIe", 756, 51}, {"H100", 989, 67},
+                                 {"H200", 989, 67},   {"B200", 2250, 75},     {"L40S", 362, 91.6},
+                                 {"L4", 121, 30.3},   {"RTX 4090", 165, 82.6}};
+
+double measured_cpu_flops(torch::ScalarType dtype) {
+  torch::NoGradGuard no_grad;
+  constexpr std::int64_t n = 768;
+  const auto a = torch::ones({n, n}, dtype), b = torch::ones({n, n}, dtype);
+  double best = 0;
+  for (int repeat = 0; repeat < 5; ++repeat) {
+    const auto began = std::chrono::steady_clock::now();
+    torch::matmul(a, b);
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - began;
+    best = std::max(best, 2.0 * n * n * n / seconds.count());
+  }
+  return best;
+}
+
+}  // namespace
+
+Learning learning_of(const model::Llava& model) {
+  Learning learning;
+  for (const auto& item : model->named_parameters()) {
+    if (!item.value().requires_grad()) continue;
+    const std::string& name = item.key();
+    if (name.starts_with("vision.")) {
+      learning.vision = true;
+    } else if (name.starts_with("projector.")) {
+      learning.projector = true;
+    } else if (name.find(".lora_") != std::string::npos) {
+      learning.lora = true;
+      learning.lora_parameters += item.value().numel();
+    } else if (name != "image_newline") {
+      learning.llm = true;
+    }
+  }
+  return learning;
+}
+
+double useful_flops(const model::LlavaConfig& config, const Learning& learning,
+                    const input::Batch& batch) {
+  const auto& t = config.text;
+  const auto D = static_cast<double>(t.hidden_size), F = static_cast<double>(t.intermediate_size);
+  const auto heads = static_cast<double>(t.num_attention_heads * t.head_dim);
+  const auto kv = static_cast<double>(t.num_key_value_heads * t.head_dim);
+  const auto L = static_cast<double>(t.num_hidden_layers);
+  const double per_token = L * (2 * D * heads + 2 * D * kv + 3 * D * F);  // multiply-adds
+
+  double tokens = 0, pairs = 0;
+  for (const double length : row_lengths(batch)) {
+    tokens += length;
+    pairs += length * length / 2;  // causal
+  }
+  const bool below_llm = learning.vision || learning.projector || learning.lora;
+  // Forward, the gradient of what goes in, the gradient of the weights.
+  const double llm_passes = 1 + (learning.llm || below_llm ? 1 : 0) + (learning.llm ? 1 : 0);
+  const double attention_passes = learning.llm || below_llm ? 3 : 1;
+  double flops = 2 * per_token * tokens * llm_passes + 4 * pairs * heads * L * attention_passes;
+  flops += 2 * D * static_cast<double>(t.vocab_size) * static_cast<double>(batch.num_learned()) *
+           (learning.llm ? 3 : 2);
+  flops += 3 * 2 * static_cast<double>(learning.lora_parameters) * tokens;
+
+  double tiles = 0;
+  for (const auto& picture : batch.pictures)
+    tiles += static_cast<double>(picture.frames > 0 ? picture.frames : picture.shape.tiles());
+  const auto side = static_cast<double>(config.vision.side());
+  const double rows = config.merge.class_only ? 1 : side * side;
+  const auto [products, first] = projector_products(config);
+  const double weight_passes = learning.projector ? 2 : 1;
+  flops += 2 * tiles * rows * products * weight_passes;
+  if (learning.vision) {
+    flops += 2 * tiles * rows * products;
+  } else if (learning.projector) {
+    flops += 2 * tiles * rows * (products - first);
+  }
+  return flops + tiles * tile_flops(config) * (learning.vision ? 3 : 1);
+}
+
+std::optional<double> peak_flops(torch::Device device, torch::ScalarType dtype) {
+  if (device.is_cpu()) return measured_cpu_flops(dtype);
+  const auto report = nn::cuda_report(/*open_anyway=*/false);
+  const auto index = static_cast<std::size_t>(std::max<int>(0, device.index()));
+  if (index >= report.devices.size()) return std::nullopt;
+  for (const auto& peak : kGpuPeaks)
+    if (report.devices[index].name.find(peak.name) != std::string::npos)
+      return 1e12 * (dtype == torch::kFloat32 ? peak.float32 : peak.bfloat16);
+  return std::nullopt;
+}
+
+}  // namespace llava::train

@@ -1,0 +1,74 @@
+#include "llava/train/output.h"
+
+#include "llava/base/files.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <torch/version.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <filesystem>
+#include <system_error>
+
+namespace llava::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// A descriptor that holds the lock, which the system drops with the process however it ends.
+int take_lock(const std::string& folder) {
+  const std::string path = folder + "/.lock";
+  const int descriptor = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  expect(descriptor >= 0, Fault::usage, folder, ": cannot be written (",
+         std::generic_category().message(errno), "); choose an --output_dir you may write to");
+  if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0) return descriptor;
+  const bool is_taken = errno == EWOULDBLOCK;
+  ::close(descriptor);
+  expect(!is_taken, Fault::usage, folder,
+         ": another run is at work here; wait for it, or choose another --output_dir");
+  return -1;  // a file system without locks
+}
+
+}  // namespace
+
+Json effective_settings(const TrainConfig& config, const Compute& compute) {
+  Json settings = config_json(config);
+  settings["seed"] = compute.seed;
+  settings["dtype"] = compute.dtype == torch::kBFloat16 ? "bfloat16" : "float32";
+  return settings;
+}
+
+Json environment(const Compute& compute) {
+  return {{"libtorch", TORCH_VERSION},
+          {"device", compute.device.is_cuda() ? "cuda" : "cpu"},
+          {"threads", at::get_num_threads()},
+          {"cpu_capability", at::get_cpu_capability()},
+          {"world_size", compute.world_size}};
+}
+
+OutputFolder::OutputFolder(const TrainConfig& config, const Compute& compute) {
+  const std::string& folder = config.loop.output_dir;
+  make_folder(folder);
+  if (compute.rank != 0) return;
+  lock_ = take_lock(folder);
+  remove_unfinished_checkpoints(folder);
+  if (config.checkpoint.resume_from_checkpoint.empty()) {
+    for (const auto& path : list_checkpoints(folder)) {
+      expect(config.checkpoint.overwrite_output_dir, Fault::usage, path,
+             " is of an earlier run; go on from it with --resume_from_checkpoint last, choose "
+             "another --output_dir, or remove it with --overwrite_output_dir");
+      fs::remove_all(path);
+    }
+  }
+  write_file(folder + "/config.json", json_text(effective_settings(config, compute)));
+  write_file(folder + "/environment.json", json_text(environment(compute)));
+}
+
+OutputFolder::~OutputFolder() {
+  if (lock_ >= 0) ::close(lock_);
+}
+
+}  // namespace llava::train

@@ -1,0 +1,323 @@
+#include "llava/train/trainer.h"
+
+#include "crc32c.h"
+#include "llava/base/log.h"
+#include "llava/nn/device.h"
+#include "llava/train/output.h"
+#include "random_state.h"
+#include "signals.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+namespace llava::train {
+namespace {
+
+constexpr std::int64_t kMostRollbacks = 3;
+
+double seconds_now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+/// A checksum of the beginning of every frozen tensor: tells two base models apart.
+std::uint32_t frozen_fingerprint(const model::Llava& model) {
+  constexpr std::int64_t kValues = 64;
+  std::uint32_t checksum = 0;
+  for (const auto& item : model->named_parameters()) {
+    checksum = crc32c(item.key(), checksum);
+    if (item.value().requires_grad()) continue;
+    const auto flat = item.value().detach().flatten();
+    const auto head = flat.slice(0, 0, std::min(kValues, flat.size(0)))
+                          .to(torch::kCPU, torch::kFloat32)
+                          .contiguous();
+    checksum = crc32c({static_cast<const char*>(head.const_data_ptr()), head.nbytes()}, checksum);
+  }
+  return checksum;
+}
+
+/// The first few of a list of sample ids, for messages.
+std::string listed(const std::vector<std::string>& ids) {
+  constexpr std::size_t kShown = 8;
+  std::string text;
+  for (std::size_t i = 0; i < std::min(kShown, ids.size()); ++i) text += (i ? ", " : "") + ids[i];
+  return text + (ids.size() > kShown ? ", ... (" + std::to_string(ids.size()) + " in all)" : "");
+}
+
+}  // namespace
+
+Trainer::Trainer(const TrainConfig& config, const Compute& compute, const TrainerParts& parts)
+    : config_(config),
+      compute_(compute),
+      parts_(parts),
+      steps_per_epoch_(parts.data.train->sampler().steps_per_epoch()),
+      total_steps_(train::total_steps(config.schedule, steps_per_epoch_)),
+      learning_(learning_of(parts.model)),
+      peak_flops_(train::peak_flops(compute.device, compute.dtype)),
+      writer_(config.loop.output_dir, config.checkpoint.save_total_limit) {
+  const auto& data = config.data;
+  identity_ = {{"settings", effective_settings(config, compute)},
+               {"data", parts.data.records->fingerprint()},
+               {"model", frozen_fingerprint(parts.model)},
+               {"global_batch", data.per_device_train_batch_size *
+                                    data.gradient_accumulation_steps * compute.world_size},
+               {"environment", environment(compute)}};
+  parts_.model->train();
+}
+
+StepReport Trainer::step() {
+  const data::Step work = parts_.data.train->next();
+  const auto micro_steps = work.micro_batches.size();
+  const bool by_token = config_.loop.loss_reduction == "token";
+  // What one micro-batch's loss is divided by, so that those of all ranks add up to the step's.
+  const double divisor =
+      by_token ? std::max(1.0, parts_.group.sum(torch::tensor(work.num_learned)).item<double>())
+               : static_cast<double>(micro_steps) * static_cast<double>(compute_.world_size);
+
+  StepReport report;
+  torch::Tensor loss = torch::zeros({}, torch::device(compute_.device));
+  for (std::size_t micro = 0; micro < micro_steps; ++micro) {
+    const input::Batch& batch = work.micro_batches[micro];
+    report.flops += useful_flops(parts_.model->config, learning_, batch);
+    report.samples.insert(report.samples.end(), batch.example_ids.begin(), batch.example_ids.end());
+    const torch::Tensor part = parts_.model->loss(batch.to(compute_.device), by_token) / divisor;
+    parts_.sync.backward(part, /*last_micro_step=*/micro + 1 == micro_steps);
+    loss += part.detach();
+  }
+  loss = parts_.group.sum(loss);
+  const torch::Tensor grad_norm = parts_.optimizer.gradient_norm();
+  const torch::Tensor skip = torch::isfinite(loss + grad_norm).logical_not().to(torch::kFloat32);
+  const double factor = rate_factor(config_.schedule, progress_.step, total_steps_);
+  parts_.optimizer.step(factor, grad_norm, skip);
+  parts_.optimizer.zero_grad();
+
+  report.step = ++progress_.step;
+  report.figures = torch::stack({loss, grad_norm, skip});
+  report.learning_rate = factor * config_.schedule.learning_rate;
+  progress_.samples += work.num_samples;
+  progress_.tokens += work.num_tokens;
+  progress_.samples_skipped += work.losses.skipped + work.losses.dropped;
+  return report;
+}
+
+void Trainer::run() {
+  const StopSignals signals;
+  if (!metrics_) resume();
+  const double began = seconds_now();
+  const std::int64_t first_step = progress_.step;
+  begin_interval();
+  while (progress_.step < total_steps_) {
+    pending_.push_back(step());
+    const bool is_last = progress_.step == total_steps_;
+    const bool logs = is_last || progress_.step % config_.metrics.logging_steps == 0;
+    if (logs || compute_.device.is_cpu()) settle();  // reading figures makes a GPU wait
+    if (logs) log_step();
+    if (is_due(config_.loop.eval_strategy, config_.loop.eval_steps)) validate();
+    if (is_due(config_.checkpoint.save_strategy, config_.checkpoint.save_steps) ||
+        (is_last && config_.checkpoint.save_strategy != "no"))
+      save();
+    const std::string signal = StopSignals::received();
+    if (!parts_.group.any(!signal.empty())) continue;
+    save();
+    writer_.wait();
+    metrics_->line("event", progress_.step, {{"what", "stopped"}, {"signal", signal}});
+    fail(Fault::stopped, "stopped by ", signal.empty() ? "another rank" : signal, " after step ",
+         progress_.step, " of ", total_steps_, " and saved; --resume_from_checkpoint last goes on");
+  }
+  writer_.wait();
+  const double seconds = seconds_now() - began;
+  const auto steps = static_cast<double>(progress_.step - first_step);
+  const auto updates = std::max<std::int64_t>(1, progress_.step - progress_.updates_skipped);
+  metrics_->line("end", progress_.step,
+                 {{"train_loss", progress_.loss_sum / static_cast<double>(updates)},
+                  {"train_runtime", seconds},
+                  {"train_steps_per_second", seconds > 0 ? steps / seconds : 0},
+                  {"samples", progress_.samples},
+                  {"tokens", progress_.tokens}});
+  metrics_->draw();
+}
+
+/// Reads the figures of the steps made since the last call, and acts on those that went wrong.
+void Trainer::settle() {
+  if (pending_.empty()) return;
+  std::vector<torch::Tensor> figures;
+  for (const auto& report : pending_) figures.push_back(report.figures);
+  const auto host = torch::stack(figures).to(torch::kCPU);  // [steps, 3]
+  const auto values = host.accessor<float, 2>();
+  const auto reports = std::exchange(pending_, {});
+  for (std::size_t i = 0; i < reports.size(); ++i) {
+    const auto row = values[static_cast<std::int64_t>(i)];
+    ++interval_.steps;
+    interval_.flops += reports[i].flops;
+    interval_.learning_rate = reports[i].learning_rate;
+    interval_.grad_norm = row[1];
+    interval_.loss += row[0];
+    if (row[2] != 0) {
+      react_to_non_finite(reports[i], row[0], row[1]);
+    } else {
+      progress_.loss_sum += row[0];
+    }
+  }
+}
+
+void Trainer::react_to_non_finite(const StepReport& report, double loss, double grad_norm) {
+  ++progress_.updates_skipped;
+  std::ostringstream what;
+  what << "step " << report.step << ": " << (std::isfinite(loss) ? "the gradient" : "the loss")
+       << " is not finite (loss " << loss << ", gradient norm " << grad_norm
+       << "); the update was not made; samples " << listed(report.samples);
+  Json line{{"what", "non_finite"}, {"samples", report.samples}, {"policy", config_.loop.on_nan}};
+  if (metrics_) metrics_->line("warn", report.step, line);
+  expect(config_.loop.on_nan != "stop", Fault::non_finite, what.str(),
+         "; look at them with llava data show, lower --learning_rate, or take --on_nan skip");
+  log::warn(what.str());
+  if (config_.loop.on_nan == "skip") return;
+
+  writer_.wait();
+  const auto saved = last_checkpoint(config_.loop.output_dir);
+  expect(saved && rollbacks_ < kMostRollbacks, Fault::non_finite, what.str(),
+         saved ? "; went back to the last checkpoint three times already"
+               : "; there is no checkpoint to go back to yet",
+         "; lower --learning_rate");
+  ++rollbacks_;
+  restore(*saved, /*with_random=*/false);
+  log::warn("weights and optimizer are back at step ", saved->step, "; going on behind step ",
+            report.step);
+}
+
+void Trainer::begin_interval() {
+  interval_ = {};
+  interval_.began = seconds_now();
+  interval_.waited = parts_.data.train->seconds_waited();
+  interval_.tokens = progress_.tokens;
+}
+
+void Trainer::log_step() {
+  const double seconds = seconds_now() - interval_.began;
+  const auto steps = static_cast<double>(std::max<std::int64_t>(1, interval_.steps));
+  StepMetrics metrics;
+  metrics.step = progress_.step;
+  metrics.epoch = static_cast<double>(progress_.step) / static_cast<double>(steps_per_epoch_);
+  metrics.loss = interval_.loss / steps;
+  metrics.learning_rate = interval_.learning_rate;
+  metrics.grad_norm = interval_.grad_norm;
+  metrics.tokens = progress_.tokens;
+  metrics.tokens_per_second = static_cast<double>(progress_.tokens - interval_.tokens) / seconds;
+  if (peak_flops_) metrics.mfu = interval_.flops / seconds / *peak_flops_;
+  metrics.step_time = seconds / steps;
+  metrics.data_time = (parts_.data.train->seconds_waited() - interval_.waited) / steps;
+  metrics.mem_peak = nn::peak_memory_bytes(compute_.device);
+  metrics.skipped = progress_.samples_skipped + progress_.updates_skipped;
+  if (metrics_) metrics_->step(metrics);
+  begin_interval();
+}
+
+double Trainer::evaluate() {
+  torch::NoGradGuard no_grad;
+  auto& loader = *parts_.data.validation;
+  parts_.model->eval();
+  loader.seek(0);
+  torch::Tensor sum = torch::zeros({}, torch::device(compute_.device));
+  std::int64_t learned = 0;
+  for (std::int64_t i = 0; i < loader.sampler().steps_per_epoch(); ++i) {
+    const data::Step work = loader.next();
+    for (const auto& batch : work.micro_batches)
+      sum += parts_.model->loss(batch.to(compute_.device), /*sum=*/true);
+    learned += work.num_learned;
+  }
+  parts_.model->train();
+  const double total = parts_.group.sum(sum).item<double>();
+  const double count = parts_.group.sum(torch::tensor(learned)).item<double>();
+  return total / std::max(1.0, count);
+}
+
+void Trainer::validate() {
+  settle();
+  const double began = seconds_now();
+  const double loss = evaluate();
+  log::info("validation at step ", progress_.step, ": loss ", loss);
+  metrics_->line("eval", progress_.step, {{"loss", loss}, {"runtime", seconds_now() - began}});
+  begin_interval();
+}
+
+bool Trainer::is_due(const std::string& strategy, std::int64_t every) const {
+  if (strategy == "epoch") return progress_.step % steps_per_epoch_ == 0;
+  return strategy == "steps" && progress_.step % every == 0;
+}
+
+Checkpoint Trainer::checkpoint() const {
+  Checkpoint checkpoint;
+  checkpoint.step = progress_.step;
+  checkpoint.state = {{"progress", config_json(progress_)}, {"identity", identity_}};
+  for (const auto& [name, tensor] : parts_.optimizer.state()) checkpoint.tensors.add(name, tensor);
+  for (const auto& [name, tensor] : random_states(compute_.device))
+    checkpoint.tensors.add(name, tensor);
+  return checkpoint;
+}
+
+void Trainer::restore(const Checkpoint& checkpoint, bool with_random) {
+  torch::NoGradGuard no_grad;
+  for (auto& [name, tensor] : parts_.optimizer.state()) {
+    const auto& saved = checkpoint.tensors.at(name);
+    expect(saved.sizes() == tensor.sizes() && saved.scalar_type() == tensor.scalar_type(),
+           Fault::data, "checkpoint of step ", checkpoint.step, ": ", name, " is ", saved.sizes(),
+           " where ", tensor.sizes(), " is needed; is it of another model?");
+    tensor.copy_(saved);
+  }
+  parts_.optimizer.weights_from_masters();
+  if (with_random) restore_random_states(checkpoint.tensors, compute_.device);
+}
+
+void Trainer::save() {
+  settle();
+  if (saved_step_ == progress_.step) return;
+  const Checkpoint now = checkpoint();
+  for (const auto& [name, tensor] : now.tensors)
+    expect(!tensor.is_floating_point() || std::isfinite(tensor.norm().item<double>()),
+           Fault::non_finite, "step ", progress_.step, ": ", name,
+           " holds numbers that are not finite; nothing was saved, the last checkpoint is good; "
+           "lower --learning_rate");
+  writer_.save(now, [step = now.step] { log::info("saved checkpoint-", step); });
+  saved_step_ = progress_.step;
+  rollbacks_ = 0;
+  metrics_->line("save", progress_.step, {{"path", "checkpoint-" + std::to_string(now.step)}});
+  metrics_->draw();
+  begin_interval();
+}
+
+void Trainer::resume() {
+  const std::string& wanted = config_.checkpoint.resume_from_checkpoint;
+  std::optional<Checkpoint> from;
+  if (wanted == "last") {
+    from = last_checkpoint(config_.loop.output_dir);
+    if (!from) log::info("no checkpoint to go on from in ", config_.loop.output_dir);
+  } else if (!wanted.empty()) {
+    from = read_checkpoint(wanted);
+  }
+  if (from) {
+    const Json& before = from->state.at("identity");
+    const std::string why = "cannot go on from checkpoint-" + std::to_string(from->step) + ": ";
+    const std::string changes = describe_changes(before["settings"], identity_["settings"]);
+    expect(changes.empty(), Fault::usage, why, changes,
+           "; give the old settings, or start a new run from the model");
+    for (const auto& [key, what] : {std::pair("data", "the training set is not the same"),
+                                    std::pair("model", "the frozen weights are not the same"),
+                                    std::pair("global_batch", "the global batch is not the same")})
+      expect(before[key] == identity_[key], Fault::usage, why, what, " (", before[key].dump(),
+             " then, ", identity_[key].dump(), " now)");
+    for (const auto& [key, value] : identity_["environment"].items())
+      if (before["environment"][key] != value)
+        log::warn("going on, but not bit for bit: ", key, " was ",
+                  before["environment"][key].dump(), " and is ", value.dump());
+    restore(*from, /*with_random=*/true);
+    progress_ = read_config<Progress>(from->state.at("progress"), "progress");
+    saved_step_ = progress_.step;
+    parts_.data.train->seek(progress_.step);
+    log::info("going on from checkpoint-", progress_.step);
+  }
+  metrics_.emplace(config_.loop.output_dir, config_.metrics, run_name(config_), progress_.step,
+                   total_steps_);
+  if (from) metrics_->line("event", progress_.step, {{"what", "resumed"}});
+}
+
+}  // namespace llava::train
