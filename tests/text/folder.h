@@ -10,10 +10,12 @@
 
 namespace llava::text {
 
+using Files = std::map<std::string, std::string>;
+
 /// A folder with the given files; "tokenizer.model" is Llama's unless given otherwise.
 class Folder {
  public:
-  explicit Folder(std::map<std::string, std::string> files = {}) {
+  explicit Folder(Files files = {}) {
     if (!files.contains("tokenizer.model")) files["tokenizer.model"] = llama_model();
     for (const auto& [name, bytes] : files) {
       if (!bytes.empty()) write_file(folder_.path() + "/" + name, bytes);

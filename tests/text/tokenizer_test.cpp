@@ -16,8 +16,7 @@ const Json& vectors() {
   return json;
 }
 
-const std::map<std::string, std::string> kImageAndPad = {
-    {"added_tokens.json", R"({"<image>": 32000, "<pad>": 32001})"}};
+const Files kImageAndPad = {{"added_tokens.json", R"({"<image>": 32000, "<pad>": 32001})"}};
 
 Ids with_bos(const Tokenizer& tokenizer, const std::string& text) {
   auto ids = tokenizer.ids(text);
@@ -78,7 +77,7 @@ TEST(Tokenizer, ReproducesPublishedPrompts) {
   for (const auto& row : vectors()["public_gold"]) {
     const bool split = row["name"] == "llava_v1_prompt_log";
     const auto added = split ? Json(Json::object()) : row["added"];
-    const Folder folder({{"added_tokens.json", json_text(added)}});
+    const Folder folder(Files{{"added_tokens.json", json_text(added)}});
     const auto tokenizer =
         folder.load(row["mode"] == "nonlegacy" ? Spacing::first_segment : Spacing::legacy);
     const auto text = row["text"].get<std::string>();
