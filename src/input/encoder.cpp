@@ -11,6 +11,10 @@ using text::Range;
 
 constexpr std::string_view kImageStart = "<im_start>", kImageEnd = "<im_end>";
 
+/// Stands for what came before a text that goes on from it: a character that no piece joins to the
+/// next one, so that the text is tokenized as it would be there, without a dummy prefix.
+constexpr std::string_view kContinues = "\n";
+
 bool is_video(const Picture& picture) { return picture.frames > 0; }
 
 /// Where the marks of `pictures` stand in a text, in order. A text without pictures has none.
@@ -69,7 +73,10 @@ Example Encoder::tokens_of(const text::Prompt& prompt, std::vector<Picture> pict
   for (std::size_t i = 0; i <= marks.size(); ++i) {
     const bool last = i == marks.size();
     const std::size_t end = last ? prompt.text.size() : marks[i].begin;
-    const std::string_view before = config_.image_start_end && i > 0 ? kImageEnd : "";
+    const bool continues = i == 0 && !begins;
+    const std::string_view before = continues                          ? kContinues
+                                    : config_.image_start_end && i > 0 ? kImageEnd
+                                                                       : "";
     const std::string_view after = config_.image_start_end && !last ? kImageStart : "";
     std::string chunk(before);
     chunk.append(prompt.text, begin, end - begin).append(after);
@@ -78,10 +85,12 @@ Example Encoder::tokens_of(const text::Prompt& prompt, std::vector<Picture> pict
                              ? std::vector<Range>{}
                              : clipped(prompt.literal, begin, end, before.size());
     const auto tokens = tokenizer_.encode(chunk, literal);
-    // A template that writes BOS itself does not get a second one.
-    const bool repeats = i == 0 && bos && !tokens.empty() && tokens[0].id == *tokenizer_.bos();
-    for (std::size_t k = repeats; k < tokens.size(); ++k)
-      add(tokens[k].id, text::is_learned(tokens[k].bytes, learned));
+    for (std::size_t k = 0; k < tokens.size(); ++k) {
+      const bool context = continues && tokens[k].bytes.end <= before.size();
+      // A template that writes BOS itself does not get a second one.
+      const bool repeats = bos && i == 0 && k == 0 && tokens[k].id == *tokenizer_.bos();
+      if (!context && !repeats) add(tokens[k].id, text::is_learned(tokens[k].bytes, learned));
+    }
     if (last) break;
     add(kImageToken, false);
     begin = marks[i].end;
