@@ -365,7 +365,11 @@ void make_scenes(const std::string& folder, const ScenesConfig& config) {
     tests.push_back(caption_sample(id, image, caption(scene), random));
   }
   save("captions_test.json", tests);
-  std::string lines;
+  const std::string blank = "blank.png";
+  media::Image gray{config.image_size, config.image_size, {}};
+  gray.rgb.assign(static_cast<std::size_t>(3 * config.image_size * config.image_size), 128);
+  write_file(folder + "/images/" + blank, media::encode_png(gray));
+  std::string lines, blank_lines;
   random = stream(5);
   for (std::int64_t i = 0; i < config.num_questions; ++i) {
     const std::string kind = kKinds[static_cast<std::size_t>(i) % kKinds.size()];
@@ -380,14 +384,16 @@ void make_scenes(const std::string& folder, const ScenesConfig& config) {
         fitting[static_cast<std::size_t>(random.below(static_cast<int>(fitting.size())))];
     const auto id = numbered("question_", i);
     const auto image = save_picture(folder, id, scene, config.image_size, random.next());
-    lines += Json{{"question_id", i},
-                  {"image", image},
-                  {"text", item.question},
-                  {"kind", item.kind},
-                  {"answer", item.answer}}
-                 .dump() +
-             "\n";
+    Json line{{"question_id", i},
+              {"image", image},
+              {"text", item.question},
+              {"kind", item.kind},
+              {"answer", item.answer}};
+    lines += line.dump() + "\n";
+    line["image"] = blank;
+    blank_lines += line.dump() + "\n";
   }
+  write_file(folder + "/blank_questions.jsonl", blank_lines);
   write_file(folder + "/questions.jsonl", lines);
   write_file(folder + "/corpus.txt", corpus);
 }

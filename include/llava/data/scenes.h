@@ -68,7 +68,8 @@ bool is_held_out(const Scene& scene);
 
 /// Writes into `folder`: images/, single.json and captions.json (Stage 1 form), shuffled.json (the
 /// same captions on other pictures), talk.json (Stage 2 form), text.json (no pictures),
-/// captions_test.json, questions.jsonl (with "kind" and "answer"), corpus.txt (for a vocabulary).
+/// captions_test.json, questions.jsonl (with "kind" and "answer"), blank_questions.jsonl (the same
+/// about a gray picture), corpus.txt (for a vocabulary).
 void make_scenes(const std::string& folder, const ScenesConfig& config);
 
 }  // namespace llava::data

@@ -1,0 +1,87 @@
+// What every verb shares: help, versions, misspellings, layers of settings, the doctor, and the
+// installed library.
+#include "support/program.h"
+#include "llava/base/config.h"
+#include "llava/base/files.h"
+#include "support/temporary_folder.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace llava {
+namespace {
+
+using support::llava;
+using testing::HasSubstr;
+
+TEST(Program, HelpAndVersionGoToStdout) {
+  const auto help = llava({"--help"});
+  EXPECT_EQ(help.exit, 0);
+  for (const char* verb :
+       {"train", "run", "chat", "data", "convert", "init", "inspect", "doctor"}) {
+    EXPECT_THAT(help.out, HasSubstr(verb));
+    const auto of_verb = llava({verb, "--help"});
+    EXPECT_EQ(of_verb.exit, 0) << verb << of_verb.err;
+    EXPECT_THAT(of_verb.out, HasSubstr("--config"));
+    EXPECT_EQ(of_verb.err, "");
+  }
+  const auto version = llava({"--version"});
+  EXPECT_EQ(version.exit, 0);
+  EXPECT_THAT(version.out, HasSubstr("llava 0."));
+}
+
+TEST(Program, MisspellingsAreUsageErrorsThatNameTheNearest) {
+  const auto verb = llava({"trian"});
+  EXPECT_EQ(verb.exit, 2);
+  EXPECT_THAT(verb.err, HasSubstr("did you mean \"train\""));
+  const auto option = llava({"train", "--learning-rat", "1"});
+  EXPECT_EQ(option.exit, 2);
+  EXPECT_THAT(option.err, HasSubstr("--learning_rate"));
+  EXPECT_EQ(llava({}).exit, 2);
+  EXPECT_EQ(llava({"inspect", "a", "b"}).exit, 2);
+  const auto value = llava({"run", "-n"});
+  EXPECT_EQ(value.exit, 2);
+  EXPECT_THAT(value.err, HasSubstr("needs a value"));
+}
+
+TEST(Program, CommandLineOverridesFileOverridesDefault) {
+  const support::TemporaryFolder folder;
+  const auto file = folder.write("c.json", R"({"learning_rate": 0.25, "seed": 5})");
+  const auto outcome = llava({"train", "--config", file, "--learning-rate=0.5", "--print_config"});
+  ASSERT_EQ(outcome.exit, 0) << outcome.err;
+  const auto settings = parse_json(outcome.out, "--print_config");
+  EXPECT_EQ(settings["learning_rate"], 0.5);  // command line
+  EXPECT_EQ(settings["seed"], 5);             // file
+  EXPECT_EQ(settings["adam_beta1"], 0.9);     // default
+  const auto wrong = folder.write("w.json", R"({"learning_rte": 1})");
+  const auto refused = llava({"train", "--config", wrong, "--print_config"});
+  EXPECT_EQ(refused.exit, 2);
+  EXPECT_THAT(refused.err, HasSubstr("learning_rate"));
+}
+
+TEST(Program, ValuesMayBeginWithADash) {
+  const auto outcome =
+      llava({"train", "--mm_vision_select_layer", "-2", "--bf16", "--print_config"});
+  ASSERT_EQ(outcome.exit, 0) << outcome.err;
+  const auto settings = parse_json(outcome.out, "--print_config");
+  EXPECT_EQ(settings["mm_vision_select_layer"], -2);
+  EXPECT_EQ(settings["bf16"], true);
+}
+
+TEST(Program, DoctorTrustsThisBuild) {
+  const auto outcome = llava({"doctor", "--json"});
+  EXPECT_EQ(outcome.exit, 0) << outcome.out << outcome.err;
+  const auto report = parse_json(outcome.out, "doctor --json");
+  EXPECT_EQ(report["ok"], true);
+  std::vector<std::string> names;
+  for (const auto& check : report["checks"]) {
+    names.push_back(check["name"]);
+    EXPECT_NE(check["status"], "FAIL") << check.dump();
+  }
+  EXPECT_THAT(
+      names, testing::IsSupersetOf({"LibTorch", "CUDA", "NCCL", "CPU", "threads", "memory",
+                                    "codecs", "open files", "shared memory", "disk", "self-test"}));
+}
+
+}  // namespace
+}  // namespace llava
