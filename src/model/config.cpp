@@ -242,6 +242,13 @@ LlavaConfig read_llava_config(const std::string& folder, const std::string& visi
        "and a language model");
 }
 
+std::string base_named_by(const std::string& folder) {
+  const auto path = folder + "/config.json";
+  if (!is_file(path)) return "";
+  const auto json = read_json(path);
+  return Keys(json, path).get<std::string>("_name_or_path", "");
+}
+
 ClipVisionConfig read_clip_config(const std::string& folder) {
   const auto path = folder + "/config.json";
   const auto json = read_json(path);

@@ -183,12 +183,14 @@ double initial_deviation(const std::string& name, const LlavaConfig& config) {
 
 }  // namespace
 
-void initialize(Llava& model, std::uint64_t seed) {
+void initialize(Llava& model, std::uint64_t seed,
+                const std::function<bool(const std::string&)>& is_chosen) {
   torch::NoGradGuard no_grad;
   std::uint64_t number = 0;
   for (auto& item : model->named_parameters()) {
     auto& weight = item.value();
     auto generator = at::make_generator<at::CPUGeneratorImpl>(seed + 1'000'003 * number++);
+    if (is_chosen && !is_chosen(item.key())) continue;
     const auto fill = [&](Tensor place) {  // one block at a time, in float32 on the CPU
       auto values = torch::empty(place.sizes(), torch::kFloat32);
       if (item.key().starts_with("projector.")) {

@@ -37,6 +37,9 @@ std::vector<std::pair<std::int64_t, std::int64_t>> read_grids(const Keys& keys, 
 /// The grids as a layout lists them: transformers takes (height, width), LLaVA (width, height).
 Json grids_for(const LlavaConfig& config, bool height_first);
 
+/// The folder that a projector-only or LoRA folder's config.json names as its base, or "".
+std::string base_named_by(const std::string& folder);
+
 bool is_file(const std::string& path);
 bool is_folder(const std::string& path);
 

@@ -9,6 +9,10 @@
 #include "llava/model/llama.h"
 #include "llava/model/projector.h"
 
+#include <functional>
+#include <string>
+#include <vector>
+
 namespace llava::model {
 
 /// A batch after its pictures were spliced in.
@@ -55,7 +59,9 @@ struct LlavaImpl : torch::nn::Module {
 };
 TORCH_MODULE(Llava);
 
-/// Fills all weights with the initial values that a fresh model starts from, from `seed`.
-void initialize(Llava& model, std::uint64_t seed);
+/// Fills weights with the initial values that a fresh model starts from: all, or those whose names
+/// are chosen. A weight's values depend on `seed` and its place in the model alone.
+void initialize(Llava& model, std::uint64_t seed,
+                const std::function<bool(const std::string&)>& is_chosen = {});
 
 }  // namespace llava::model

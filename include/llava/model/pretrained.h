@@ -38,6 +38,9 @@ void save_pretrained(const std::string& folder, Llava& model, Layout layout,
 Pretrained assemble(const std::string& vision_folder, const std::string& language_folder,
                     LlavaConfig wanted, std::uint64_t seed, const LoadOptions& options = {});
 
+/// "float32", "bfloat16", "float16": how config.json spells a dtype.
+std::string dtype_name(torch::ScalarType type);
+
 /// Only the projector, as the reference's Stage 1 writes it: mm_projector.bin and config.json.
 void save_projector(const std::string& folder, Llava& model);
 
