@@ -19,8 +19,9 @@ namespace {
 /// A descriptor that closes itself.
 class Descriptor {
  public:
+  // Not blocking: a pipe of that name must not hang whoever opens it.
   Descriptor(const std::string& path, int flags)
-      : value_(::open(path.c_str(), flags | O_CLOEXEC)) {}
+      : value_(::open(path.c_str(), flags | O_CLOEXEC | O_NONBLOCK)) {}
   ~Descriptor() {
     if (value_ >= 0) ::close(value_);
   }
