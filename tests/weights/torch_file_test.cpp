@@ -73,7 +73,8 @@ TEST(TorchFile, ReadsParametersWrappedDictsAndProtocolFour) {
   const auto nested = load_torch_file(kGolden + "/nested.bin");
   EXPECT_EQ(nested.size(), 1);
   EXPECT_TRUE(nested.at("x").equal(torch::ones({2})));
-  EXPECT_TRUE(load_torch_file(kGolden + "/protocol4.bin").at("only").equal(torch::full({2, 2}, 3.0)));
+  EXPECT_TRUE(
+      load_torch_file(kGolden + "/protocol4.bin").at("only").equal(torch::full({2, 2}, 3.0)));
 }
 
 TEST(TorchFile, TensorsOutliveTheStateAndAreWritableInMemoryAlone) {
@@ -97,7 +98,8 @@ TEST(TorchFile, WhatIsWrittenIsReadBack) {
       EXPECT_EQ(tensor.sizes(), want->second.sizes());
       EXPECT_EQ(tensor.scalar_type(), want->second.scalar_type());
       EXPECT_TRUE(tensor.is_contiguous());
-      EXPECT_EQ(reinterpret_cast<std::uintptr_t>(tensor.data_ptr()) % 64, 0) << "aligned as PyTorch's";
+      EXPECT_EQ(reinterpret_cast<std::uintptr_t>(tensor.data_ptr()) % 64, 0)
+          << "aligned as PyTorch's";
       EXPECT_EQ(text_of(tensor), text_of(want->second.contiguous())) << key;
       ++want;
     }
