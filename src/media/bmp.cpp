@@ -189,7 +189,7 @@ Size bmp_size(const Source& source) {
 
 }  // namespace
 
-const Decoder kBmp{"bmp", [](std::string_view bytes) { return bytes.starts_with("BM"); }, bmp_size,
-                   decode_bmp};
+const Decoder kBmp{"bmp", 0, [](std::string_view bytes) { return bytes.starts_with("BM"); },
+                   bmp_size, decode_bmp};
 
 }  // namespace llava::media

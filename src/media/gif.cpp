@@ -20,9 +20,15 @@ struct Frame {
   std::size_t data = 0;  // position of the code size
 };
 
+/// Takes over a palette unless it is a gray ramp, which for Pillow is no palette: what stood there
+/// before stays, and that is the ramp or, behind a local ramp, the global palette.
 void read_palette(const Source& source, std::size_t at, std::uint32_t flags, Frame& frame) {
-  const std::uint32_t count = 2u << (flags & 7);
+  const std::size_t count = 2u << (flags & 7);
   const std::string_view bytes = source.part(at, 3 * count);
+  bool ramp = true;
+  for (std::size_t i = 0; i < bytes.size(); ++i)
+    ramp = ramp && static_cast<std::uint8_t>(bytes[i]) == i / 3;
+  if (ramp) return;
   frame.palette = {};
   std::memcpy(frame.palette.data(), bytes.data(), bytes.size());
 }
@@ -164,7 +170,8 @@ void decode_gif(const Source& source, Image& image) {
 
 }  // namespace
 
-const Decoder kGif{"gif",
+// A code of a few bits spells at most 4096 pixels.
+const Decoder kGif{"gif", 4096,
                    [](std::string_view bytes) {
                      return bytes.starts_with("GIF87a") || bytes.starts_with("GIF89a");
                    },

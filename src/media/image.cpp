@@ -25,6 +25,11 @@ Size checked_size(const Source& source, const Decoder& decoder, const ImageOptio
                     size.width <= options.max_pixels / size.height,
                 "the ", decoder.format, " header says ", size.width, "x", size.height,
                 " pixels, the limit is ", options.max_pixels, " in all and ", kMaxSide, " a side");
+  const auto bytes = static_cast<std::int64_t>(source.bytes.size());
+  source.expect(
+      decoder.pixels_per_byte == 0 || size.width * size.height / decoder.pixels_per_byte <= bytes,
+      "the ", decoder.format, " header says ", size.width, "x", size.height,
+      " pixels, too many for a file of ", bytes, " bytes");
   return size;
 }
 
@@ -47,6 +52,11 @@ Image decode_image(std::string_view bytes, const std::string& where, const Image
   image.rgb.resize(3 * size.width * size.height);
   decoder.decode(source, image);
   return options.apply_exif ? oriented(std::move(image), exif_orientation(bytes)) : image;
+}
+
+ImageHeader load_header(const std::string& path, const ImageOptions& options) {
+  const MappedFile file(path);
+  return read_header({file.data(), file.size()}, path, options);
 }
 
 Image load_image(const std::string& path, const ImageOptions& options) {

@@ -14,7 +14,7 @@ namespace llava::media {
 namespace {
 
 // A progressive file may hold any number of scans, each of which costs a pass over the picture.
-constexpr int kMaxScans = 100;  // as in libjpeg-turbo's own fuzzers; encoders write 10 or so
+constexpr int kMaxScans = 64;  // encoders write 10 or so
 
 struct Reader {
   jpeg_decompress_struct info;
@@ -23,6 +23,10 @@ struct Reader {
   jpeg_progress_mgr progress;
   std::jmp_buf escape;
   char message[JMSG_LENGTH_MAX];
+
+  Reader() : info{} {}
+  Reader(const Reader&) = delete;
+  ~Reader() { jpeg_destroy_decompress(&info); }
 };
 
 [[noreturn]] void on_error(j_common_ptr common) {
@@ -80,63 +84,61 @@ const char* read_size(Reader& reader, std::string_view bytes) {
   return jpeg_read_header(&reader.info, TRUE) == JPEG_HEADER_OK ? nullptr : kEndsEarly;
 }
 
-const char* read_pixels(Reader& reader, std::uint8_t* pixels, std::size_t row_bytes) {
-  if (setjmp(reader.escape)) return reader.message;
-  if (!jpeg_start_decompress(&reader.info)) return kEndsEarly;
-  while (reader.info.output_scanline < reader.info.output_height) {
-    JSAMPROW row = pixels + reader.info.output_scanline * row_bytes;
-    if (jpeg_read_scanlines(&reader.info, &row, 1) == 0) return kEndsEarly;
-  }
-  return jpeg_finish_decompress(&reader.info) ? nullptr : kEndsEarly;
-}
-
-/// Destroys what open() made, whatever happens.
-struct Open {
-  Reader reader;
-  const Source& source;
-  explicit Open(const Source& s) : source(s) {
-    reader.info = {};
-    check(read_size(reader, source.bytes));
-    const int components = reader.info.num_components;
-    if (components != 1 && components != 3 && components != 4)
-      check("it has neither 1, 3 nor 4 components");
-  }
-  ~Open() { jpeg_destroy_decompress(&reader.info); }
-  void check(const char* message) const {
-    if (message) source.fail("cannot read as JPEG: ", message);
-  }
-};
-
 /// c * (255 - k) / 255 as Pillow rounds it. Source: Pillow, Convert.c, cmyk2rgb.
 std::uint8_t without_black(int ink, int black) {
   const int white = 255 - black, product = ink * white + 128;
   return static_cast<std::uint8_t>(std::clamp(white - ((product + (product >> 8)) >> 8), 0, 255));
 }
 
+/// Four inks, stored inverted as Adobe does and Pillow assumes of every file, -> RGB.
+void mix_inks(const std::uint8_t* inks, std::int64_t width, std::uint8_t* rgb) {
+  for (std::int64_t x = 0; x < width; ++x, inks += 4, rgb += 3)
+    for (int c = 0; c < 3; ++c) rgb[c] = without_black(255 - inks[c], 255 - inks[3]);
+}
+
+/// `inks` holds one row of a file with four components and is null for others.
+const char* read_pixels(Reader& reader, std::uint8_t* rgb, std::uint8_t* inks) {
+  if (setjmp(reader.escape)) return reader.message;
+  jpeg_decompress_struct& info = reader.info;
+  info.out_color_space = inks ? JCS_CMYK : JCS_RGB;
+  if (!jpeg_start_decompress(&info)) return kEndsEarly;
+  while (info.output_scanline < info.output_height) {
+    std::uint8_t* target = rgb + std::size_t{3} * info.output_width * info.output_scanline;
+    JSAMPROW row = inks ? inks : target;
+    if (jpeg_read_scanlines(&info, &row, 1) == 0) return kEndsEarly;
+    if (inks) mix_inks(inks, info.output_width, target);
+  }
+  return jpeg_finish_decompress(&info) ? nullptr : kEndsEarly;
+}
+
+void check(const Source& source, const char* message) {
+  if (message) source.fail("cannot read as JPEG: ", message);
+}
+
+void read_header(Reader& reader, const Source& source) {
+  check(source, read_size(reader, source.bytes));
+  const int components = reader.info.num_components;
+  source.expect(components == 1 || components == 3 || components == 4, "the JPEG has ", components,
+                " components, not 1, 3 or 4");
+}
+
 Size jpeg_size(const Source& source) {
-  const Open jpeg(source);
-  return {jpeg.reader.info.image_width, jpeg.reader.info.image_height};
+  Reader reader;
+  read_header(reader, source);
+  return {reader.info.image_width, reader.info.image_height};
 }
 
 void decode_jpeg(const Source& source, Image& image) {
-  Open jpeg(source);
-  Reader& reader = jpeg.reader;
-  if (reader.info.num_components != 4) {
-    reader.info.out_color_space = JCS_RGB;
-    return jpeg.check(read_pixels(reader, image.rgb.data(), 3 * image.width));
-  }
-  reader.info.out_color_space = JCS_CMYK;
-  std::vector<std::uint8_t> inks(4 * image.width * image.height);
-  jpeg.check(read_pixels(reader, inks.data(), 4 * image.width));
-  // Stored inverted, as Adobe does; Pillow assumes it of every file.
-  const std::uint8_t* in = inks.data();
-  for (std::size_t i = 0; i < image.rgb.size(); i += 3, in += 4)
-    for (int c = 0; c < 3; ++c) image.rgb[i + c] = without_black(255 - in[c], 255 - in[3]);
+  Reader reader;
+  read_header(reader, source);
+  std::vector<std::uint8_t> inks(reader.info.num_components == 4 ? 4 * image.width : 0);
+  check(source, read_pixels(reader, image.rgb.data(), inks.empty() ? nullptr : inks.data()));
 }
 
 }  // namespace
 
-const Decoder kJpeg{"jpeg",
+// A picture costs at least 1 bit for each 64 pixels, arithmetic coding aside: 512 pixels a byte.
+const Decoder kJpeg{"jpeg", 4096,
                     [](std::string_view bytes) { return bytes.starts_with("\xff\xd8\xff"); },
                     jpeg_size, decode_jpeg};
 

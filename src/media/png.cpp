@@ -18,7 +18,9 @@ struct Reader {
   std::string_view rest;
   png_structp png = nullptr;
   png_infop info = nullptr;
-  char message[128] = "";
+  char message[128] = "no memory";
+
+  ~Reader() { png_destroy_read_struct(&png, &info, nullptr); }
 };
 
 [[noreturn]] void on_error(png_structp png, png_const_charp message) {
@@ -43,41 +45,6 @@ bool read_info(Reader& reader) {
   png_set_keep_unknown_chunks(reader.png, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
   png_read_info(reader.png, reader.info);
   return true;
-}
-
-bool read_pixels(Reader& reader, png_bytepp rows) {
-  if (setjmp(png_jmpbuf(reader.png))) return false;
-  png_set_packing(reader.png);
-  png_set_interlace_handling(reader.png);
-  png_read_update_info(reader.png, reader.info);
-  png_read_image(reader.png, rows);
-  png_read_end(reader.png, nullptr);
-  return true;
-}
-
-struct Open {
-  Reader reader;
-  const Source& source;
-  explicit Open(const Source& s) : source(s) {
-    reader.rest = source.bytes;
-    reader.png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &reader, on_error,
-                                        [](png_structp, png_const_charp) {});
-    if (reader.png) reader.info = png_create_info_struct(reader.png);
-    const bool ok = reader.info && read_info(reader);
-    if (!ok) close();
-    check(ok);
-  }
-  ~Open() { close(); }
-  void close() { png_destroy_read_struct(&reader.png, &reader.info, nullptr); }
-  void check(bool ok) const {
-    if (!ok) source.fail("cannot read as PNG: ", reader.message);
-  }
-};
-
-Size png_size(const Source& source) {
-  const Open open(source);
-  return {png_get_image_width(open.reader.png, open.reader.info),
-          png_get_image_height(open.reader.png, open.reader.info)};
 }
 
 /// One row of samples, as libpng leaves them (packed bits spread to bytes), -> RGB.
@@ -105,17 +72,51 @@ struct RowConverter {
   }
 };
 
+/// Reads through `samples`, which holds one row, or all rows of an interlaced file.
+bool read_pixels(Reader& reader, const RowConverter& convert, std::uint8_t* samples,
+                 std::size_t row_bytes, Image& image) {
+  if (setjmp(png_jmpbuf(reader.png))) return false;
+  png_set_packing(reader.png);
+  const int passes = png_set_interlace_handling(reader.png);
+  png_read_update_info(reader.png, reader.info);
+  for (int pass = 1; pass <= passes; ++pass)
+    for (std::int64_t y = 0; y < image.height; ++y) {
+      std::uint8_t* row = samples + (passes > 1 ? y * row_bytes : 0);
+      png_read_row(reader.png, row, nullptr);
+      if (pass == passes) convert(row, image.width, image.rgb.data() + 3 * y * image.width);
+    }
+  png_read_end(reader.png, nullptr);
+  return true;
+}
+
+void check(const Source& source, const Reader& reader, bool ok) {
+  if (!ok) source.fail("cannot read as PNG: ", reader.message);
+}
+
+void read_header(Reader& reader, const Source& source) {
+  reader.rest = source.bytes;
+  reader.png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &reader, on_error,
+                                      [](png_structp, png_const_charp) {});
+  if (reader.png) reader.info = png_create_info_struct(reader.png);
+  check(source, reader, reader.info && read_info(reader));
+}
+
+Size png_size(const Source& source) {
+  Reader reader;
+  read_header(reader, source);
+  return {png_get_image_width(reader.png, reader.info),
+          png_get_image_height(reader.png, reader.info)};
+}
+
 void decode_png(const Source& source, Image& image) {
-  Open open(source);
-  Reader& reader = open.reader;
+  Reader reader;
+  read_header(reader, source);
   RowConverter convert{
       png_get_color_type(reader.png, reader.info), png_get_bit_depth(reader.png, reader.info), {}};
-  if (convert.type == PNG_COLOR_TYPE_PALETTE) {
+  if (convert.type == PNG_COLOR_TYPE_PALETTE) {  // indices past its end are black
     png_colorp colours = nullptr;
     int count = 0;
     png_get_PLTE(reader.png, reader.info, &colours, &count);
-    for (int i = 0; i < 256; ++i)  // indices past the palette: Pillow's initial gray ramp
-      for (int c = 0; c < 3; ++c) convert.palette[i][c] = static_cast<std::uint8_t>(i);
     for (int i = 0; i < count; ++i) {
       convert.palette[i][0] = colours[i].red;
       convert.palette[i][1] = colours[i].green;
@@ -125,17 +126,16 @@ void decode_png(const Source& source, Image& image) {
   const std::size_t row_bytes = static_cast<std::size_t>(image.width) *
                                 png_get_channels(reader.png, reader.info) *
                                 (convert.depth == 16 ? 2 : 1);
-  std::vector<std::uint8_t> samples(row_bytes * image.height);
-  std::vector<png_bytep> rows(image.height);
-  for (std::int64_t y = 0; y < image.height; ++y) rows[y] = samples.data() + y * row_bytes;
-  open.check(read_pixels(reader, rows.data()));
-  for (std::int64_t y = 0; y < image.height; ++y)
-    convert(rows[y], image.width, image.rgb.data() + 3 * y * image.width);
+  const bool interlaced = png_get_interlace_type(reader.png, reader.info) != PNG_INTERLACE_NONE;
+  std::vector<std::uint8_t> samples(row_bytes * (interlaced ? image.height : 1));
+  check(source, reader, read_pixels(reader, convert, samples.data(), row_bytes, image));
 }
 
 }  // namespace
 
-const Decoder kPng{"png", [](std::string_view bytes) { return bytes.starts_with(kSignature); },
-                   png_size, decode_png};
+// Deflate makes at most 1032 bytes of one, each of which may hold 8 pixels.
+const Decoder kPng{"png", 8 * 1032,
+                   [](std::string_view bytes) { return bytes.starts_with(kSignature); }, png_size,
+                   decode_png};
 
 }  // namespace llava::media

@@ -129,7 +129,7 @@ void decode_ppm(const Source& source, Image& image) {
 
 }  // namespace
 
-const Decoder kPpm{"ppm",
+const Decoder kPpm{"ppm", 8,
                    [](std::string_view bytes) {
                      return bytes.size() > 2 && bytes[0] == 'P' && bytes[1] >= '1' &&
                             bytes[1] <= '6' && is_space(bytes[2]);

@@ -114,42 +114,86 @@ const Kernels& plain_kernels() {
   return kernels;
 }
 
+namespace {
+
+/// Rows of the picture after the first pass, made when asked for and kept while the second pass may
+/// need them: memory and cache hold a few rows, however tall the picture is.
+class NarrowRows {
+ public:
+  NarrowRows(const Kernels& kernels, const Image& image, const Taps& columns,
+             const Colour& background, std::int64_t most)
+      : stride((3 * columns.outputs() + kRoom + 31) / 32 * 32),
+        kernels_(kernels),
+        image_(image),
+        columns_(columns),
+        background_(background),
+        capacity_(2 * most + kRows),
+        rows_(capacity_ * stride + 32),
+        copies_(kRows * (3 * image.width + kRoom)) {}
+
+  const std::int64_t stride;  // bytes from one row to the next
+
+  /// Rows [begin, end) of the picture. Neither bound may ever go back.
+  const std::uint8_t* rows(std::int64_t begin, std::int64_t end) {
+    if (end > first_ + capacity_) drop(begin);
+    while (first_ + ready_ < end) {
+      const auto count =
+          std::min({std::int64_t{kRows}, capacity_ - ready_, image_.height - first_ - ready_});
+      make(static_cast<int>(count));
+    }
+    return rows_.data() + (begin - first_) * stride;
+  }
+
+ private:
+  static constexpr std::int64_t kRoom = 16;  // that the loops may read past a row
+
+  void drop(std::int64_t begin) {
+    const auto gone = std::min(begin - first_, ready_);
+    std::memmove(rows_.data(), rows_.data() + gone * stride, (ready_ - gone) * stride);
+    ready_ -= gone;
+    first_ = begin;
+  }
+
+  void make(int count) {
+    const std::int64_t bytes = 3 * image_.width;
+    const std::uint8_t* source[kRows];
+    std::uint8_t* target[kRows];
+    for (int r = 0; r < count; ++r, ++ready_) {
+      const std::int64_t row = first_ + ready_;
+      source[r] = image_.rgb.data() + row * bytes;
+      target[r] = rows_.data() + ready_ * stride;
+      // Reading past a row meets the next one; where the picture ends there is a copy.
+      if ((image_.height - row - 1) * bytes >= kRoom) continue;
+      std::uint8_t* copy = copies_.data() + r * (bytes + kRoom);
+      std::memcpy(copy, source[r], bytes);
+      source[r] = copy;
+    }
+    kernels_.across(source, target, count, columns_, background_);
+  }
+
+  const Kernels& kernels_;
+  const Image& image_;
+  const Taps& columns_;
+  const Colour& background_;
+  std::int64_t capacity_, first_ = 0, ready_ = 0;
+  std::vector<std::uint8_t> rows_, copies_;
+};
+
+}  // namespace
+
 Image resample_with(const Kernels& kernels, const Image& image, const Axis& x, const Axis& y,
                     Filter filter, const Colour& background) {
   const Taps columns = make_taps(x, filter), rows = make_taps(y, filter);
-  // Only the source rows that some output row needs.
-  std::int64_t first_row = image.height, last_row = 0;
-  for (std::int64_t i = 0; i < rows.outputs(); ++i)
-    if (rows.count[i] > 0) {
-      first_row = std::min<std::int64_t>(first_row, rows.begin[i]);
-      last_row = std::max<std::int64_t>(last_row, rows.begin[i] + rows.count[i]);
-    }
-  first_row = std::min(first_row, last_row);
-
-  const std::int64_t source_bytes = 3 * image.width, target_bytes = 3 * x.count;
-  const std::int64_t stride = (target_bytes + 4 + 31) / 32 * 32;
-  std::vector<std::uint8_t> narrow((last_row - first_row) * stride + 32);  // after the first pass
-  std::vector<std::uint8_t> copies(kRows * (source_bytes + 16));  // rows that may be read past
-  for (std::int64_t row = first_row; row < last_row; row += kRows) {
-    const std::uint8_t* source[kRows];
-    std::uint8_t* target[kRows];
-    const int count = static_cast<int>(std::min<std::int64_t>(kRows, last_row - row));
-    for (int r = 0; r < count; ++r) {
-      std::uint8_t* copy = copies.data() + r * (source_bytes + 16);
-      std::memcpy(copy, image.rgb.data() + (row + r) * source_bytes, source_bytes);
-      source[r] = copy;
-      target[r] = narrow.data() + (row + r - first_row) * stride;
-    }
-    kernels.across(source, target, count, columns, background);
-  }
-
-  Image result{x.count, y.count, std::vector<std::uint8_t>(target_bytes * y.count)};
+  const std::int64_t bytes = 3 * x.count;
+  Image result{x.count, y.count, std::vector<std::uint8_t>(bytes * y.count)};
+  NarrowRows narrow(kernels, image, columns, background, rows.stride);
   for (std::int64_t i = 0; i < rows.outputs(); ++i) {
     std::array<std::int32_t, 3> start;
     for (int c = 0; c < 3; ++c) start[c] = kHalf + rows.background_weight[i] * background[c];
-    kernels.down(narrow.data() + (rows.count[i] > 0 ? rows.begin[i] - first_row : 0) * stride,
-                 stride, rows.weights.data() + i * rows.stride, rows.count[i], start,
-                 result.rgb.data() + i * target_bytes, target_bytes);
+    const std::uint8_t* source =
+        rows.count[i] > 0 ? narrow.rows(rows.begin[i], rows.begin[i] + rows.count[i]) : nullptr;
+    kernels.down(source, narrow.stride, rows.weights.data() + i * rows.stride, rows.count[i], start,
+                 result.rgb.data() + i * bytes, bytes);
   }
   return result;
 }

@@ -44,6 +44,7 @@ struct Size {
 /// whose bytes are there and zero. Both throw Error(data).
 struct Decoder {
   const char* format;
+  std::int64_t pixels_per_byte;  // the most that one byte of a file can hold; 0: no bound
   bool (*matches)(std::string_view bytes);
   Size (*size)(const Source& source);
   void (*decode)(const Source& source, Image& image);

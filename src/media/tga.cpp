@@ -22,13 +22,13 @@ struct Header {
 bool is_tga(std::string_view bytes) {
   if (bytes.size() < 18) return false;
   const auto byte = [&](std::size_t at) { return static_cast<std::uint8_t>(bytes[at]); };
-  const auto map = byte(1), kind = byte(2), map_bits = byte(7), bits = byte(16);
-  const bool known_kind =
-      kind == 1 || kind == 2 || kind == 3 || kind == 9 || kind == 10 || kind == 11;
+  const int map = byte(1), kind = byte(2) & ~8, map_bits = byte(7), bits = byte(16);
   const bool known_map =
       map == 0 || (map == 1 && (map_bits == 16 || map_bits == 24 || map_bits == 32));
-  const bool known_bits = bits == 1 || bits == 8 || bits == 16 || bits == 24 || bits == 32;
-  return known_kind && known_map && known_bits && (byte(12) || byte(13)) && (byte(14) || byte(15));
+  const bool known_pixels = (kind == 1 && bits == 8) ||
+                            (kind == 2 && (bits == 16 || bits == 24 || bits == 32)) ||
+                            (kind == 3 && (bits == 8 || bits == 16));
+  return known_map && known_pixels && (byte(12) || byte(13)) && (byte(14) || byte(15));
 }
 
 Header read(const Source& source) {
@@ -94,13 +94,8 @@ std::vector<char> read_stored(const Source& source, const Header& header) {
 
 void decode_tga(const Source& source, Image& image) {
   const Header header = read(source);
-  const bool known = (header.kind == 1 && header.bits == 8) ||
-                     (header.kind == 2 && header.bits >= 16) ||
-                     (header.kind == 3 && (header.bits == 8 || header.bits == 16));
-  source.expect(known, "TGA of type ", header.kind, " with ", header.bits,
-                " bits a pixel is not supported");
   std::array<std::array<std::uint8_t, 3>, 256> palette{};
-  if (header.kind != 1 || header.map_bits == 0) {
+  if (header.map_bits == 0) {  // gray; Pillow looks up gray in a palette where there is one
     for (int i = 0; i < 256; ++i) palette[i].fill(static_cast<std::uint8_t>(i));
   } else {
     const std::size_t entry = header.map_bits / 8;
@@ -125,6 +120,7 @@ void decode_tga(const Source& source, Image& image) {
 
 }  // namespace
 
-const Decoder kTga{"tga", is_tga, tga_size, decode_tga};
+// A run of 128 pixels takes two bytes.
+const Decoder kTga{"tga", 128, is_tga, tga_size, decode_tga};
 
 }  // namespace llava::media

@@ -34,8 +34,15 @@ std::vector<std::string> frame_files(const std::string& folder) {
 Video load_folder(const std::string& folder, const VideoOptions& options) {
   const std::vector<std::string> files = frame_files(folder);
   const auto total = static_cast<std::int64_t>(files.size());
-  const FrameChoice choice =
-      choose_frames(total, kFolderFps, kFolderFps, options.frames, options.frames > 0);
+  FrameChoice choice;
+  if (options.frames > 0) {
+    choice = choose_frames(total, kFolderFps, options.frames, true);
+  } else {
+    for (std::int64_t i = 0; i < total; ++i) {
+      choice.frames.push_back(i);
+      choice.seconds.push_back(static_cast<double>(i) / kFolderFps);
+    }
+  }
   Video video{{}, choice.seconds, static_cast<double>(total) / kFolderFps};
   std::int64_t pixels = 0;
   for (const std::int64_t frame : choice.frames) {
@@ -49,14 +56,15 @@ Video load_folder(const std::string& folder, const VideoOptions& options) {
 
 }  // namespace
 
-FrameChoice choose_frames(std::int64_t total, double fps, double rate, std::int64_t limit,
-                          bool spread) {
-  expect(total >= 1 && limit >= 0, Fault::usage, "cannot choose ", limit, " of ", total, " frames");
-  expect(std::isfinite(fps) && fps > 0 && std::isfinite(rate) && rate > 0, Fault::usage,
-         "frames a second must be a positive number, found ", fps, " and ", rate);
+FrameChoice choose_frames(std::int64_t total, double fps, std::int64_t limit, bool spread) {
+  constexpr std::int64_t kMostFrames = 1'000'000;
+  expect(total >= 1 && limit >= 0 && limit <= kMostFrames, Fault::usage, "cannot choose ", limit,
+         " of ", total, " frames of a video");
+  expect(std::isfinite(fps) && fps > 0, Fault::usage,
+         "the frames a second of a video must be a positive number, found ", fps);
   FrameChoice choice;
   // Half to even, as Python rounds; the times of these frames come from the rounded rate.
-  const double step = std::max(std::nearbyint(fps / rate), 1.0);
+  const double step = std::max(std::nearbyint(fps), 1.0);
   const auto count = static_cast<std::int64_t>(std::ceil(static_cast<double>(total) / step));
   if (limit > 0 && (spread || count > limit)) {
     // numpy.linspace(0, total - 1, limit, dtype=int): the step once, then multiplied, then cut.

@@ -164,7 +164,21 @@ FrameIndex index_frames(const Reader& reader) {
   return index;
 }
 
-/// Source: decord uses FFmpeg's scale filter with its defaults, without a change of size.
+/// As FFmpeg's scale filter converts, through which decord goes: by the matrix and range that the
+/// frame names, BT.601 and the pixel format's range where it does not.
+void set_colours(SwsContext* scaler, const AVFrame& frame) {
+  int *from = nullptr, *to = nullptr;
+  int from_full = 0, to_full = 0, brightness = 0, contrast = 0, saturation = 0;
+  if (sws_getColorspaceDetails(scaler, &from, &from_full, &to, &to_full, &brightness, &contrast,
+                               &saturation) < 0)
+    return;  // no YUV
+  if (frame.color_range != AVCOL_RANGE_UNSPECIFIED)
+    from_full = frame.color_range == AVCOL_RANGE_JPEG;
+  const bool known = frame.colorspace >= 1 && frame.colorspace <= 10 && frame.colorspace != 8;
+  sws_setColorspaceDetails(scaler, sws_getCoefficients(known ? frame.colorspace : SWS_CS_DEFAULT),
+                           from_full, to, to_full, brightness, contrast, saturation);
+}
+
 Image to_image(const Reader& reader, const AVFrame& frame, const ImageOptions& options) {
   reader.source.expect(
       frame.width >= 1 && frame.height >= 1 && frame.width <= options.max_pixels / frame.height,
@@ -176,13 +190,21 @@ Image to_image(const Reader& reader, const AVFrame& frame, const ImageOptions& o
                      nullptr),
       sws_freeContext);
   reader.source.expect(scaler != nullptr, "frames of its pixel format cannot be converted");
+  set_colours(scaler.get(), frame);
+  // swscale's fast path, whose bytes differ from its slow one's, needs aligned rows.
+  const Frame target(av_frame_alloc());
+  target->width = frame.width;
+  target->height = frame.height;
+  target->format = AV_PIX_FMT_RGB24;
+  reader.check(av_frame_get_buffer(target.get(), 0), "find memory for a frame");
+  sws_scale(scaler.get(), frame.data, frame.linesize, 0, frame.height, target->data,
+            target->linesize);
   Image image{frame.width, frame.height, {}};
-  const int stride = 3 * frame.width;
-  image.rgb.resize(static_cast<std::size_t>(stride) * frame.height + 64);  // swscale's vectors
-  std::uint8_t* const target[] = {image.rgb.data(), nullptr, nullptr, nullptr};
-  const int strides[] = {stride, 0, 0, 0};
-  sws_scale(scaler.get(), frame.data, frame.linesize, 0, frame.height, target, strides);
-  image.rgb.resize(static_cast<std::size_t>(stride) * frame.height);
+  const std::size_t row_bytes = std::size_t{3} * frame.width;
+  image.rgb.resize(row_bytes * frame.height);
+  for (int y = 0; y < frame.height; ++y)
+    std::memcpy(image.rgb.data() + y * row_bytes,
+                target->data[0] + static_cast<std::ptrdiff_t>(y) * target->linesize[0], row_bytes);
   constexpr int kOrientation[] = {1, 6, 3, 8};
   return oriented(std::move(image), kOrientation[reader.quarter_turns()]);
 }
@@ -229,7 +251,12 @@ Video load_video_file(const std::string& path, const VideoOptions& options) {
   reader.source.expect(!index.times.empty(), "the video has no frames");
   reader.source.expect(std::isfinite(fps) && fps > 0, "the video does not say its frame rate");
   const auto total = static_cast<std::int64_t>(index.times.size());
-  const FrameChoice choice = choose_frames(total, fps, 1, options.frames, options.frames > 0);
+  const FrameChoice choice = choose_frames(total, fps, options.frames, options.frames > 0);
+  const std::int64_t pixels =
+      std::max<std::int64_t>(std::int64_t{reader.codec->width} * reader.codec->height, 1);
+  expect(static_cast<std::int64_t>(choice.frames.size()) <= 4 * options.image.max_pixels / pixels,
+         Fault::data, path, ": ", choice.frames.size(), " frames of ", reader.codec->width, "x",
+         reader.codec->height, " are too many pixels together; take fewer with --video_frames");
   std::vector<std::int64_t> wanted;
   for (const std::int64_t frame : choice.frames) wanted.push_back(index.times[frame]);
   return {decode(path, wanted, index.timed, options.image), choice.seconds,

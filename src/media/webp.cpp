@@ -44,7 +44,7 @@ void decode_webp(const Source& source, Image& image) {
 
 }  // namespace
 
-const Decoder kWebp{"webp",
+const Decoder kWebp{"webp", 0,
                     [](std::string_view bytes) {
                       return bytes.size() >= 12 && bytes.starts_with("RIFF") &&
                              bytes.substr(8, 4) == "WEBP";

@@ -41,6 +41,9 @@ Image load_image(const std::string& path, const ImageOptions& options = {});
 ImageHeader read_header(std::string_view bytes, const std::string& where,
                         const ImageOptions& options = {});
 
+/// read_header of a file; only its first pages are read, whatever its size.
+ImageHeader load_header(const std::string& path, const ImageOptions& options = {});
+
 /// Formats compiled in, for `llava doctor`.
 std::vector<std::string> image_formats();
 

@@ -13,7 +13,7 @@ namespace llava::media {
 struct VideoOptions {
   std::int64_t frames = 0;  // this many, evenly spread (a shorter video's frames repeat);
                             // 0: one a second of a file, all of a folder
-  ImageOptions image;  // limits hold for each frame; all frames together get four times as much
+  ImageOptions image{};  // limits hold for each frame; all frames together get four times as much
 };
 
 struct Video {
@@ -34,10 +34,8 @@ struct FrameChoice {
   std::vector<double> seconds;
 };
 
-/// One frame every 1 / rate seconds; `limit` frames evenly spread instead when that gives more than
-/// a limit above 0, or when `spread`.  Throws Error(usage) for fewer than one frame or a rate or
-/// fps that is not a positive number.
-FrameChoice choose_frames(std::int64_t total, double fps, double rate, std::int64_t limit,
-                          bool spread);
+/// One frame a second; `limit` frames evenly spread instead when a limit above 0 allows fewer, or
+/// when `spread`.  Throws Error(usage) for a total below 1 or an fps that is not above 0.
+FrameChoice choose_frames(std::int64_t total, double fps, std::int64_t limit, bool spread);
 
 }  // namespace llava::media
