@@ -64,58 +64,6 @@ void down_plain(const std::uint8_t* source, std::int64_t stride, const std::int3
   }
 }
 
-}  // namespace
-
-Taps make_taps(const Axis& axis, Filter filter) {
-  const double scale = static_cast<double>(axis.canvas) / static_cast<double>(axis.scaled);
-  const double stretch = std::max(scale, 1.0);   // antialias when shrinking only
-  const bool same = axis.canvas == axis.scaled;  // Pillow copies
-  const double support = (filter == Filter::bicubic ? 2.0 : 1.0) * stretch;
-  Taps taps;
-  const auto most = same ? 1 : static_cast<std::int64_t>(std::ceil(support)) * 2 + 1;
-  taps.stride = (std::min(most, axis.size) + 3) / 4 * 4;
-  taps.begin.resize(axis.count);
-  taps.count.resize(axis.count);
-  taps.background_weight.resize(axis.count);
-  taps.weights.resize(axis.count * taps.stride);
-  std::vector<double> weights;
-  for (std::int64_t i = 0; i < axis.count; ++i) {
-    const double centre = (static_cast<double>(axis.first + i) + 0.5) * scale;
-    auto low = std::max<std::int64_t>(static_cast<std::int64_t>(centre - support + 0.5), 0);
-    auto high = std::min(static_cast<std::int64_t>(centre + support + 0.5), axis.canvas);
-    if (same) low = axis.first + i, high = low + 1;
-    weights.resize(high - low);
-    double sum = 0;
-    for (std::int64_t j = 0; j < high - low; ++j) {
-      const double x = (static_cast<double>(j + low) - centre + 0.5) * (1.0 / stretch);
-      weights[j] = filter == Filter::bicubic ? bicubic(x) : bilinear(x);
-      sum += weights[j];
-    }
-    if (sum != 0)
-      for (double& weight : weights) weight /= sum;
-    // Taps that fall beside the picture meet the background: their weights add up.
-    const auto inside_low = std::clamp(low - axis.offset, std::int64_t{0}, axis.size);
-    const auto inside_high = std::clamp(high - axis.offset, inside_low, axis.size);
-    for (std::int64_t j = 0; j < high - low; ++j) {
-      const auto at = low + j - axis.offset;
-      if (at >= inside_low && at < inside_high)
-        taps.weights[i * taps.stride + at - inside_low] = fixed_point(weights[j]);
-      else
-        taps.background_weight[i] += fixed_point(weights[j]);
-    }
-    taps.begin[i] = static_cast<std::int32_t>(inside_low);
-    taps.count[i] = static_cast<std::int32_t>(inside_high - inside_low);
-  }
-  return taps;
-}
-
-const Kernels& plain_kernels() {
-  static constexpr Kernels kernels{across_plain, down_plain};
-  return kernels;
-}
-
-namespace {
-
 /// Rows of the picture after the first pass, made when asked for and kept while the second pass may
 /// need them: memory and cache hold a few rows, however tall the picture is.
 class NarrowRows {
@@ -180,6 +128,54 @@ class NarrowRows {
 };
 
 }  // namespace
+
+Taps make_taps(const Axis& axis, Filter filter) {
+  const double scale = static_cast<double>(axis.canvas) / static_cast<double>(axis.scaled);
+  const double stretch = std::max(scale, 1.0);   // antialias when shrinking only
+  const bool same = axis.canvas == axis.scaled;  // Pillow copies
+  const double support = (filter == Filter::bicubic ? 2.0 : 1.0) * stretch;
+  Taps taps;
+  const auto most = same ? 1 : static_cast<std::int64_t>(std::ceil(support)) * 2 + 1;
+  taps.stride = (std::min(most, axis.size) + 3) / 4 * 4;
+  taps.begin.resize(axis.count);
+  taps.count.resize(axis.count);
+  taps.background_weight.resize(axis.count);
+  taps.weights.resize(axis.count * taps.stride);
+  std::vector<double> weights;
+  for (std::int64_t i = 0; i < axis.count; ++i) {
+    const double centre = (static_cast<double>(axis.first + i) + 0.5) * scale;
+    auto low = std::max<std::int64_t>(static_cast<std::int64_t>(centre - support + 0.5), 0);
+    auto high = std::min(static_cast<std::int64_t>(centre + support + 0.5), axis.canvas);
+    if (same) low = axis.first + i, high = low + 1;
+    weights.resize(high - low);
+    double sum = 0;
+    for (std::int64_t j = 0; j < high - low; ++j) {
+      const double x = (static_cast<double>(j + low) - centre + 0.5) * (1.0 / stretch);
+      weights[j] = filter == Filter::bicubic ? bicubic(x) : bilinear(x);
+      sum += weights[j];
+    }
+    if (sum != 0)
+      for (double& weight : weights) weight /= sum;
+    // Taps that fall beside the picture meet the background: their weights add up.
+    const auto inside_low = std::clamp(low - axis.offset, std::int64_t{0}, axis.size);
+    const auto inside_high = std::clamp(high - axis.offset, inside_low, axis.size);
+    for (std::int64_t j = 0; j < high - low; ++j) {
+      const auto at = low + j - axis.offset;
+      if (at >= inside_low && at < inside_high)
+        taps.weights[i * taps.stride + at - inside_low] = fixed_point(weights[j]);
+      else
+        taps.background_weight[i] += fixed_point(weights[j]);
+    }
+    taps.begin[i] = static_cast<std::int32_t>(inside_low);
+    taps.count[i] = static_cast<std::int32_t>(inside_high - inside_low);
+  }
+  return taps;
+}
+
+const Kernels& plain_kernels() {
+  static constexpr Kernels kernels{across_plain, down_plain};
+  return kernels;
+}
 
 Image resample_with(const Kernels& kernels, const Image& image, const Axis& x, const Axis& y,
                     Filter filter, const Colour& background) {

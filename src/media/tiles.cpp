@@ -103,7 +103,8 @@ Canvas square_canvas(const Image& image, const TilingConfig& config) {
   canvas.left = (canvas.width - image.width) / 2;
   canvas.top = (canvas.height - image.height) / 2;
   for (int c = 0; c < 3; ++c)  // LLaVA, mm_utils.py, process_images: int(x * 255)
-    canvas.background[c] = static_cast<std::uint8_t>(std::clamp(config.mean[c] * 255, 0.0, 255.0));
+    canvas.background[c] =
+        static_cast<std::uint8_t>(std::max(0.0, std::min(255.0, config.mean[c] * 255)));
   return canvas;
 }
 
@@ -134,6 +135,8 @@ Size best_grid(std::int64_t width, std::int64_t height, const TilingConfig& conf
   std::int64_t best_effective = 0, best_waste = std::numeric_limits<std::int64_t>::max();
   for (const auto& [first, second] : config.pinpoints) {
     const Size grid = config.height_first ? Size{second, first} : Size{first, second};
+    expect(std::min(first, second) >= 1 && std::max(first, second) <= kMaxSide, Fault::data,
+           "image_grid_pinpoints: ", first, ", ", second, " is out of range");
     const double scale = std::min(static_cast<double>(grid.first) / static_cast<double>(width),
                                   static_cast<double>(grid.second) / static_cast<double>(height));
     const auto scaled_width = static_cast<std::int64_t>(static_cast<double>(width) * scale);
@@ -147,10 +150,10 @@ Size best_grid(std::int64_t width, std::int64_t height, const TilingConfig& conf
 }
 
 TileShape tile_shape(std::int64_t width, std::int64_t height, const TilingConfig& config) {
-  expect(width >= 1 && height >= 1, Fault::data, "an image of ", width, "x", height,
-         " has no pixels");
-  expect(config.tile >= 1 && config.shortest_edge >= 1 &&
-             fits(config.tile, config.tile, config.max_pixels),
+  expect(width >= 1 && height >= 1 && width <= kMaxSide && height <= kMaxSide, Fault::data,
+         "an image of ", width, "x", height, " pixels is out of range");
+  const auto most = std::max(config.tile, config.shortest_edge);
+  expect(std::min(config.tile, config.shortest_edge) >= 1 && fits(most, most, config.max_pixels),
          Fault::data, "tiles of ", config.tile, " pixels, shortest edge ", config.shortest_edge,
          ": out of range; check preprocessor_config.json");
   TileShape shape{width, height};
@@ -202,12 +205,16 @@ Tiles make_tiles(const Image& image, const TilingConfig& config) {
 
 std::array<std::array<float, 256>, 3> normalization_table(const TilingConfig& config) {
   std::array<std::array<float, 256>, 3> table;
-  for (int c = 0; c < 3; ++c)
-    for (int byte = 0; byte < 256; ++byte) {
-      const auto rescaled = static_cast<float>(byte * (1.0 / 255.0));
-      table[c][byte] =
-          (rescaled - static_cast<float>(config.mean[c])) / static_cast<float>(config.std[c]);
-    }
+  for (int c = 0; c < 3; ++c) {
+    const auto mean = static_cast<float>(config.mean[c]),
+               deviation = static_cast<float>(config.std[c]);
+    expect(std::isfinite(mean) && std::isfinite(deviation) && deviation > 0, Fault::data,
+           "image_mean ", mean, ", image_std ", deviation,
+           ": out of range; check "
+           "preprocessor_config.json");
+    for (int byte = 0; byte < 256; ++byte)
+      table[c][byte] = (static_cast<float>(byte * (1.0 / 255.0)) - mean) / deviation;
+  }
   return table;
 }
 

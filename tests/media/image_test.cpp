@@ -170,7 +170,7 @@ TEST(Image, ThinPictureIsReadButNotPadded) {
   EXPECT_EQ(make_tiles(tower, config).pixels.size(), 3u * 336 * 336);
   config.aspect = Aspect::pad;
   EXPECT_THAT(error_of(Fault::data, [&] { make_tiles(tower, config); }),
-              HasSubstr("1x60000 padded to a square has more than 64000000 pixels"));
+              HasSubstr("1x60000 padded to a square has more than 178956970 pixels"));
 }
 
 TEST(Image, ManyScansAreRefused) {

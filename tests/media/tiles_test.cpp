@@ -218,17 +218,26 @@ TEST(Tiles, RefusesWhatWouldNotFit) {
     return support::error_of(Fault::data, [&] { tile_shape(width, height, config); });
   };
   EXPECT_THAT(message(clip(Aspect::pad), 1, 60'000),
-              HasSubstr("1x60000 padded to a square has more than 64000000 pixels"));
+              HasSubstr("1x60000 padded to a square has more than 178956970 pixels"));
   EXPECT_THAT(message(clip(Aspect::pad), 1'000'000, 1'000'000), HasSubstr("padded"));
-  EXPECT_THAT(message(clip(Aspect::square), 0, 5), HasSubstr("no pixels"));
-  EXPECT_THAT(message(clip(Aspect::square, 10'000), 5, 5), HasSubstr("preprocessor_config.json"));
+  EXPECT_THAT(message(clip(Aspect::square), 0, 5), HasSubstr("0x5 pixels is out of range"));
+  EXPECT_THAT(message(clip(Aspect::square, 20'000), 5, 5), HasSubstr("preprocessor_config.json"));
   TilingConfig config = clip(Aspect::anyres);
   config.pinpoints = {{336 * 100'000'000'000, 336}};
   EXPECT_THAT(message(config, 5, 5), HasSubstr("image_grid_pinpoints"));
+  config.pinpoints = {{672, 336}, {std::int64_t{1} << 62, std::int64_t{1} << 62}};
+  EXPECT_THAT(message(config, 5, 5), HasSubstr("4611686018427387904 is out of range"));
+  config.pinpoints = {{-336, -336}};
+  EXPECT_THAT(message(config, 5, 5), HasSubstr("-336, -336 is out of range"));
+  config.pinpoints = {{336 * 1000, 336 * 1000}};
+  EXPECT_THAT(message(config, 5, 5), HasSubstr("336000x336000 is more than 178956970 pixels"));
   config.pinpoints = {{500, 336}};
   EXPECT_THAT(message(config, 5, 5), HasSubstr("500x336 is no whole number of tiles of 336"));
   config.pinpoints.clear();
   EXPECT_THAT(message(config, 5, 5), HasSubstr("lists no grid"));
+  config.std[1] = 0;
+  EXPECT_THAT(support::error_of(Fault::data, [&] { normalization_table(config); }),
+              HasSubstr("image_std 0"));
   // Thin pictures that stay small are welcome.
   EXPECT_EQ(make_tiles(synthetic(1, 60'000), clip(Aspect::square)).shape.tiles(), 1);
   EXPECT_EQ(make_tiles(synthetic(60'000, 1), clip(Aspect::anyres)).shape.tiles(), 3);

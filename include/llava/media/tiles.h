@@ -28,8 +28,10 @@ struct TilingConfig {
   // Anyres grids in pixels, as the config lists them: pairs (width, height), which transformers
   // reads as (height, width). The order decides ties.
   std::vector<std::pair<std::int64_t, std::int64_t>> pinpoints;
-  bool height_first = false;             // read pinpoints as transformers does
-  std::int64_t max_pixels = 64'000'000;  // limit on the padded canvas and on all tiles together
+  bool height_first = false;  // read pinpoints as transformers does
+  // Limit on the padded canvas and on all tiles together, as Pillow's on one picture. The canvas is
+  // never made: what it holds beside the picture is accounted for in the weights.
+  std::int64_t max_pixels = 178'956'970;
 };
 
 /// Geometry of one image's tiles; what is needed to count and merge features.
