@@ -3,8 +3,9 @@
 
     pip install tokenizers==0.23.3 && python3 scripts/make_unicode_tables.py > src/text/unicode_tables.inc
 
-Letters, numbers and decompositions are asked of the tokenizers library, which is what ours must equal
-(Unicode 16 in 0.23); combining classes come from Python's unicodedata.
+Letters, numbers, decompositions and which characters combine are asked of the tokenizers library, which is
+what ours must equal (its classes are Unicode 16, its NFC is older); the values of the combining classes
+come from Python's unicodedata.
 """
 import unicodedata
 
@@ -66,7 +67,9 @@ for code in CODES:
 print("// Made by scripts/make_unicode_tables.py; do not edit.")
 write("\\p{L}: [begin, end).", "CodeRange kLetters", [r[:2] for r in ranges(members(r"\p{L}"))])
 write("\\p{N}: [begin, end).", "CodeRange kNumbers", [r[:2] for r in ranges(members(r"\p{N}"))])
-combining = {c for c in CODES if unicodedata.combining(chr(c))}
+YPOGEGRAMMENI = "\u0345"  # the last of all in the order of combining classes
+combining = {c for c in CODES if unicodedata.combining(chr(c))
+             and (chr(c) == YPOGEGRAMMENI or nfd("a" + YPOGEGRAMMENI + chr(c))[-1] == YPOGEGRAMMENI)}
 write("Canonical combining classes other than 0: [begin, end), class.", "CombiningRange kCombining",
       ranges(combining, lambda code: unicodedata.combining(chr(code))))
 write("Canonical decompositions: code, its one or two parts, whether the parts compose again.",

@@ -6,6 +6,7 @@
 #include "llava/base/files.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <filesystem>
 
@@ -61,16 +62,17 @@ AddedToken read_token(const AnyJson& value, const std::string& where) {
   return token;
 }
 
-std::int64_t checked_id(std::int64_t id, const std::string& where) {
+void check_id(std::int64_t id, const std::string& where) {
   expect(id >= 0 && id < kMaxTokenId, Fault::data, where, ": token id ", id, " is not in 0..",
          kMaxTokenId - 1);
-  return id;
 }
 
 template <class AnyJson>
 std::int64_t read_id(const AnyJson& value, const std::string& where) {
   expect(value.is_number_integer(), Fault::data, where, ": expected a token id");
-  return checked_id(value.template get<std::int64_t>(), where);
+  const auto id = value.template get<std::int64_t>();
+  check_id(id, where);
+  return id;
 }
 
 /// Remembers a token unless its text is known already.
@@ -84,9 +86,11 @@ void read_added_decoder(const File& config, const Json& decoder, std::vector<Add
   expect(decoder.is_object(), Fault::data, where, " must be an object");
   for (const auto& [key, value] : decoder.items()) {
     auto token = read_token(value, where);
-    std::int64_t id = 0;
-    parse_value(key, where, id);
-    token.id = checked_id(id, where);
+    const char* end = key.data() + key.size();
+    const auto [stop, error] = std::from_chars(key.data(), end, token.id);
+    expect(error == std::errc() && stop == end, Fault::data, where, ": \"", key,
+           "\" is not a token id");
+    check_id(token.id, where);
     add(added, std::move(token));
   }
 }
@@ -132,16 +136,41 @@ void read_named(const File& file, TokenizerSettings& settings, std::vector<Added
   }
 }
 
+/// The character that ends just before byte `end` of a text that begins at `begin`.
+Character character_before(std::string_view text, std::size_t begin, std::size_t end) {
+  std::size_t at = end;
+  do {
+    --at;
+  } while (at > begin && end - at < 4 && (text[at] & 0xC0) == 0x80);
+  const auto here = character_at(text.substr(0, end), at);
+  return at + here.length == end ? here : Character{};
+}
+
 bool is_word_character(char32_t code) {
-  return code >= 0x80 || code == '_' || (code >= '0' && code <= '9') ||
-         ((code | 0x20) >= 'a' && (code | 0x20) <= 'z');
+  const auto kind = class_of(code);
+  return code == '_' || kind == CharacterClass::letter || kind == CharacterClass::number;
 }
 
 bool inside_word(std::string_view text, std::size_t begin, std::size_t end) {
-  const auto word_at = [&](std::size_t i) {
-    return is_word_character(static_cast<unsigned char>(text[i]));
+  return (begin > 0 && is_word_character(character_before(text, 0, begin).code)) ||
+         (end < text.size() && is_word_character(character_at(text, end).code));
+}
+
+/// Moves the ends of a match over the white space that its token swallows.
+void swallow_space(std::string_view text, std::size_t from, AddedMatch& match) {
+  const auto is_space = [](const Character& c) {
+    return class_of(c.code) == CharacterClass::space;
   };
-  return (begin > 0 && word_at(begin - 1)) || (end < text.size() && word_at(end));
+  while (match.token->lstrip && match.begin > from) {
+    const auto before = character_before(text, from, match.begin);
+    if (!is_space(before)) break;
+    match.begin -= before.length;
+  }
+  while (match.token->rstrip && match.end < text.size()) {
+    const auto after = character_at(text, match.end);
+    if (!is_space(after)) break;
+    match.end += after.length;
+  }
 }
 
 }  // namespace
@@ -197,15 +226,11 @@ AddedMatch AddedTokens::find(std::string_view text, std::size_t from,
     for (const auto index : candidates) {
       const auto& token = tokens_[index];
       if (!text.substr(at).starts_with(token.text)) continue;
-      std::size_t begin = at, end = at + token.text.size();
-      if (end > quote && token.is_control()) continue;
-      if (token.single_word && inside_word(text, begin, end)) continue;
-      const auto space_at = [&](std::size_t i) {
-        return is_python_space(static_cast<unsigned char>(text[i]));
-      };
-      while (token.lstrip && begin > from && space_at(begin - 1)) --begin;
-      while (token.rstrip && end < text.size() && space_at(end)) ++end;
-      return {begin, end, &token};
+      AddedMatch match{at, at + token.text.size(), &token};
+      if (match.end > quote && token.is_control()) continue;
+      if (token.single_word && inside_word(text, match.begin, match.end)) continue;
+      swallow_space(text, from, match);
+      return match;
     }
   }
   return {text.size(), text.size(), nullptr};

@@ -123,16 +123,19 @@ std::uint32_t PieceEncoder::symbol_of(char32_t code) const {
   return found == characters_.end() ? Bpe::kNone : found->second;
 }
 
+/// The longest user-defined piece at byte `at`, whose bytes are then `length`; with `dummy`, at the
+/// mark before it.
 const PieceEncoder::UserDefined* PieceEncoder::user_defined_at(std::string_view text,
-                                                               std::size_t at, std::size_t end,
+                                                               std::size_t at, bool dummy,
                                                                std::size_t& length) const {
+  if (user_defined_.empty()) return nullptr;
   const auto as_piece = [](char32_t code) { return code == ' ' ? kMark : code; };
-  const auto group = user_defined_.find(as_piece(character_at(text, at).code));
+  const auto group = user_defined_.find(dummy ? kMark : as_piece(character_at(text, at).code));
   if (group == user_defined_.end()) return nullptr;
   for (const auto& candidate : group->second) {
     std::size_t here = at;
-    std::size_t matched = 0;
-    while (matched < candidate.text.size() && here < end) {
+    std::size_t matched = dummy;
+    while (matched < candidate.text.size() && here < text.size()) {
       const auto next = character_at(text, here);
       if (as_piece(next.code) != candidate.text[matched]) break;
       here += next.length;
@@ -162,15 +165,19 @@ void PieceEncoder::encode(std::string_view text, Range segment, bool prefix,
     word.push_back({id, static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(end)});
   };
 
-  if (prefix) put(symbol_of(kMark), segment.begin, segment.begin, true);
-  for (std::size_t at = segment.begin; at < segment.end;) {
+  bool dummy = prefix;  // a mark that stands for no byte comes next
+  for (std::size_t at = segment.begin; at < segment.end || dummy;) {
     std::size_t length = 0;
-    if (!user_defined_.empty()) {
-      if (const auto* match = user_defined_at(whole, at, segment.end, length)) {
-        put(match->id | kFrozen, at, at + length, match->text[0] == kMark);
-        at += length;
-        continue;
-      }
+    if (const auto* match = user_defined_at(whole, at, dummy, length)) {
+      put(match->id | kFrozen, at, at + length, match->text[0] == kMark);
+      at += length;
+      dummy = false;
+      continue;
+    }
+    if (dummy) {
+      put(symbol_of(kMark), at, at, true);
+      dummy = false;
+      continue;
     }
     const auto here = character_at(whole, at);
     put(symbol_of(here.code), at, at + here.length, here.code == ' ' || here.code == kMark);

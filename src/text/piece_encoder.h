@@ -44,7 +44,7 @@ class PieceEncoder {
   };
 
   std::uint32_t symbol_of(char32_t code) const;
-  const UserDefined* user_defined_at(std::string_view text, std::size_t at, std::size_t end,
+  const UserDefined* user_defined_at(std::string_view text, std::size_t at, bool dummy,
                                      std::size_t& length) const;
   void emit(std::string_view text, const std::vector<Symbol>& word, std::size_t first,
             std::vector<Token>& out) const;

@@ -202,9 +202,7 @@ PieceVocabulary piece_vocabulary(const json& model, Vocabulary vocabulary,
 
 }  // namespace
 
-json read_tokenizer_json(const std::string& path) {
-  if (!std::filesystem::exists(path)) return nullptr;
-  const auto text = read_file(path);
+json tokenizer_json(const std::string& text, const std::string& path) {
   expect(text.size() <= kMaxBytes, Fault::data, path, ": has ", text.size(),
          " bytes, more than any tokenizer; is it another file?");
   try {
@@ -214,6 +212,10 @@ json read_tokenizer_json(const std::string& path) {
   } catch (const json::parse_error& error) {
     fail(Fault::data, path, ": byte ", error.byte, ": not valid JSON; copy the file again");
   }
+}
+
+json read_tokenizer_json(const std::string& path) {
+  return std::filesystem::exists(path) ? tokenizer_json(read_file(path), path) : json(nullptr);
 }
 
 std::optional<JsonSpacing> json_spacing(const json& file) {

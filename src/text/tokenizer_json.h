@@ -27,8 +27,11 @@ struct JsonTokenizer {
   std::optional<std::string> bos;  // put first by the post-processor
 };
 
-/// The parsed file, or null when there is none.  Throws Error(data).
+/// The file's text as JSON.  Throws Error(data).
 /// (Not base's Json: that keeps the order of keys and pays for it in a vocabulary of 128,000.)
+nlohmann::json tokenizer_json(const std::string& text, const std::string& path);
+
+/// The same of a file; null when there is none.
 nlohmann::json read_tokenizer_json(const std::string& path);
 
 /// How the file treats spaces; nothing when it is not a kind known here.

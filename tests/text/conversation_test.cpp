@@ -229,9 +229,9 @@ std::vector<std::size_t> learned_places(const Labelled& example) {
 TEST(Labels, EqualTheReferencesForVicuna) {
   for (const auto& row : read_json(LLAVA_GOLDEN "/vectors.json")["labels_v1"]) {
     const auto mode = row["mode"].get<std::string>();
-    const auto tokenizer = Folder().load(mode == "legacy"      ? Spacing::legacy
-                                         : mode == "nonlegacy" ? Spacing::first_segment
-                                                               : Spacing::first_segment_431);
+    const auto& tokenizer = llama(mode == "legacy"      ? Spacing::legacy
+                                  : mode == "nonlegacy" ? Spacing::first_segment
+                                                        : Spacing::first_segment_431);
     const auto prompt = render(
         find_template("v1"), talk({"<image>\nWhat is this?", "A cat.", "What colour?", "Black."}));
     EXPECT_EQ(prompt.text, row["conversation"]);
@@ -256,8 +256,7 @@ TEST(Labels, FallWhereTheReferenceLearns) {
       {"mistral_instruct", Spacing::legacy, 35, {16, 17, 18, 19, 20, 31, 32, 33, 34}},
   };
   for (const auto& row : kRows) {
-    const auto example =
-        label(Folder().load(row.spacing), render(find_template(row.name), kDialogue));
+    const auto example = label(llama(row.spacing), render(find_template(row.name), kDialogue));
     EXPECT_EQ(example.ids.size(), row.total) << row.name;
     EXPECT_EQ(learned_places(example), row.places) << row.name;
   }
@@ -266,11 +265,11 @@ TEST(Labels, FallWhereTheReferenceLearns) {
 TEST(Labels, PlainLearnsTheCaptionAndItsNewline) {
   const auto prompt = render(find_template("plain"), talk({"Describe it.\n<image>", "a cat"}));
   EXPECT_EQ(prompt.text, "<image>a cat\n");
-  const auto example = label(Folder().load(Spacing::legacy), prompt);
+  const auto example = label(llama(Spacing::legacy), prompt);
   EXPECT_EQ(example.ids, (Ids{1, kImage, 263, 6635, 13}));
   EXPECT_EQ(example.labels, (Ids{kIgnore, kIgnore, 263, 6635, 13}));
   // The lone dummy prefix of a caption that begins with a byte piece is learned too.
-  const auto emoji = label(Folder().load(Spacing::legacy),
+  const auto emoji = label(llama(Spacing::legacy),
                            render(find_template("plain"), talk({"<image>", "\U0001F600"})));
   EXPECT_EQ(emoji.labels, (Ids{kIgnore, kIgnore, 29871, 243, 162, 155, 131, 13}));
 }
@@ -352,7 +351,7 @@ TEST(Labels, EqualThoseFoundByTokenizingRoundsAgain) {
       {"mistral_instruct", Spacing::legacy, llama_2},
   };
   for (const auto& row : kRows) {
-    const auto tokenizer = Folder().load(row.spacing);
+    const auto& tokenizer = llama(row.spacing);
     std::mt19937 random(5);
     for (int i = 0; i < 200; ++i) {
       const auto prompt = render(find_template(row.name), random_talk(random));
@@ -391,7 +390,7 @@ TEST(Labels, ChatmlLearnsAnswersAndTheirEnd) {
 }
 
 TEST(Labels, V0LearnsHashMarksAndWholeAnswers) {
-  const auto tokenizer = Folder().load(Spacing::legacy);
+  const auto& tokenizer = llama(Spacing::legacy);
   const auto prompt = render(find_template("v0"), kDialogue);
   EXPECT_THAT(prompt.text, testing::EndsWith("questions.\n\n### Human: <image>\nWhat is this?\n"
                                              "### Assistant: A cat.\n### Human: What color?\n"
@@ -447,7 +446,7 @@ TEST(Labels, Llama3LearnsItsMarkersEverywhere) {
 }
 
 TEST(Labels, AnswersThatHoldMarkersAreLearnedAsWords) {
-  const auto tokenizer = Folder().load(Spacing::legacy);
+  const auto& tokenizer = llama(Spacing::legacy);
   const auto prompt = render(find_template("v1"),
                              talk({"Why?", "Write </s> then USER: b ASSISTANT: c.", "And?", ""}));
   const auto example = label(tokenizer, prompt);

@@ -18,7 +18,7 @@ class Folder {
   explicit Folder(Files files = {}) {
     if (!files.contains("tokenizer.model")) files["tokenizer.model"] = llama_model();
     for (const auto& [name, bytes] : files) {
-      if (!bytes.empty()) write_file(folder_.path() + "/" + name, bytes);
+      if (!bytes.empty()) folder_.write(name, bytes);
     }
   }
 
@@ -32,5 +32,13 @@ class Folder {
  private:
   support::TemporaryFolder folder_;
 };
+
+/// Llama's tokenizer, loaded once for each spacing.
+inline const Tokenizer& llama(Spacing spacing) {
+  static std::map<Spacing, Tokenizer> loaded;
+  const auto found = loaded.find(spacing);
+  if (found != loaded.end()) return found->second;
+  return loaded.emplace(spacing, Folder().load(spacing)).first->second;
+}
 
 }  // namespace llava::text
