@@ -129,7 +129,8 @@ Extent skip_object(Cursor& cursor, const ReadFile& file) {
 void find_in_list(Cursor& cursor, const ReadFile& file, std::vector<Extent>& found) {
   cursor.skip();
   const auto next = [&](const char* wanted) {
-    expect(cursor.skip_spaces(), Fault::data, cursor.where(), ": expected ", wanted,
+    const bool more = cursor.skip_spaces();
+    expect(more, Fault::data, cursor.where(), ": expected ", wanted,
            ", found the end of the file; is it cut short?");
     return cursor.peek();
   };
@@ -147,7 +148,8 @@ void find_in_list(Cursor& cursor, const ReadFile& file, std::vector<Extent>& fou
     }
   }
   cursor.skip();
-  expect(!cursor.skip_spaces(), Fault::data, cursor.where(),
+  const bool more = cursor.skip_spaces();
+  expect(!more, Fault::data, cursor.where(),
          ": there is more after the list's ]; a file holds one list");
 }
 

@@ -171,6 +171,15 @@ Record parse_record(std::string_view json, const Place& place) {
   return record;
 }
 
+std::string sample_id(std::string_view json, const Place& place) {
+  RawRecord raw;
+  try {
+    read_raw(json, place.line, raw);
+  } catch (const Error&) {  // what came before the fault is still good
+  }
+  return raw.id.value_or(std::to_string(place.number));
+}
+
 struct Records::File {
   explicit File(const std::string& path) : bytes(path) {}
   ReadFile bytes;

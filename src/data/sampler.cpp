@@ -1,11 +1,10 @@
 #include "llava/data/sampler.h"
 
+#include "in_order.h"
 #include "llava/base/check.h"
-#include "llava/base/workers.h"
 #include "random.h"
 
 #include <algorithm>
-#include <atomic>
 #include <functional>
 #include <queue>
 
@@ -16,21 +15,6 @@ using Indices = std::vector<std::int64_t>;
 
 std::int64_t round_up(std::int64_t count, std::int64_t unit) {
   return (count + unit - 1) / unit * unit;
-}
-
-/// Calls `measure` for every record, in blocks, on several threads.
-void for_all(const Records& records, std::int64_t threads,
-             const std::function<void(std::int64_t)>& measure) {
-  constexpr std::int64_t kBlock = 256;
-  std::atomic<std::int64_t> next{0};
-  WorkerGroup workers;
-  for (std::int64_t i = 0; i < std::max<std::int64_t>(threads, 1); ++i) {
-    workers.start([&] {
-      for (std::int64_t begin; (begin = next.fetch_add(kBlock)) < records.size();)
-        for (auto k = begin; k < std::min(begin + kBlock, records.size()); ++k) measure(k);
-    });
-  }
-  workers.join();
 }
 
 /// Words of all turns, negative for a record without pictures.
@@ -44,14 +28,13 @@ std::int32_t modality_length(const Record& record) {
 Lengths measured(const Records& records, std::int64_t threads,
                  const std::function<std::int64_t(const Record&)>& tokens) {
   Lengths lengths;
-  lengths.words.resize(static_cast<std::size_t>(records.size()));
-  lengths.tokens.resize(lengths.words.size());
-  for_all(records, threads, [&](std::int64_t index) {
+  const auto work = [&](std::int64_t index) {
     const auto record = records.at(index);
-    const auto i = static_cast<std::size_t>(index);
-    lengths.words[i] = modality_length(record);
-    lengths.tokens[i] =
-        static_cast<std::int32_t>(std::clamp<std::int64_t>(tokens(record), 1, 1 << 30));
+    return std::pair(modality_length(record), std::clamp<std::int64_t>(tokens(record), 1, 1 << 30));
+  };
+  in_order(records.size(), threads, work, [&](std::int64_t, const auto& measured) {
+    lengths.words.push_back(measured.first);
+    lengths.tokens.push_back(static_cast<std::int32_t>(measured.second));
   });
   return lengths;
 }
@@ -136,52 +119,78 @@ Indices modality_grouped(const std::vector<std::int32_t>& words, std::int64_t ro
   return order;
 }
 
-std::int64_t tokens_of(const Indices& samples, const Lengths& lengths) {
-  std::int64_t sum = 0;
-  for (const auto index : samples) sum += lengths.tokens[static_cast<std::size_t>(index)];
-  return sum;
+/// A sample of a global batch: where it stands there, and its tokens.
+struct Row {
+  std::size_t position = 0;
+  std::int64_t tokens = 0;
+};
+
+/// A micro-batch being filled.
+struct Bin {
+  std::vector<Row> rows;
+  std::int64_t tokens = 0;
+};
+
+bool has_fewer_tokens(const Bin& a, const Bin& b) { return a.tokens < b.tokens; }
+
+/// Swaps a row of the fullest bin for a shorter one of another while that leaves neither as full.
+void even_out(std::vector<Bin>& bins) {
+  for (std::size_t tries = 8 * bins.size(); tries > 0; --tries) {
+    auto& full = *std::max_element(bins.begin(), bins.end(), has_fewer_tokens);
+    Bin* other = nullptr;
+    Row *give = nullptr, *take = nullptr;
+    auto fullest = full.tokens;  // of the two, after the swap
+    for (auto& bin : bins) {
+      for (auto& large : full.rows) {
+        for (auto& small : bin.rows) {
+          const auto moved = large.tokens - small.tokens;
+          const auto after = std::max(full.tokens - moved, bin.tokens + moved);
+          if (moved > 0 && after < fullest) {
+            other = &bin, give = &large, take = &small;
+            fullest = after;
+          }
+        }
+      }
+    }
+    if (!other) return;
+    const auto moved = give->tokens - take->tokens;
+    std::swap(*give, *take);
+    full.tokens -= moved;
+    other->tokens += moved;
+  }
 }
 
-/// Deals samples, longest first, each to the bin with the fewest tokens that has room for it.
-std::vector<Indices> balanced_bins(const Indices& members, const Lengths& lengths,
-                                   std::size_t num_bins, std::size_t max_rows) {
-  std::vector<std::size_t> by_length(members.size());  // positions in members
-  std::iota(by_length.begin(), by_length.end(), 0);
-  std::stable_sort(by_length.begin(), by_length.end(), [&](std::size_t a, std::size_t b) {
-    return lengths.tokens[static_cast<std::size_t>(members[a])] >
-           lengths.tokens[static_cast<std::size_t>(members[b])];
-  });
-  std::vector<std::vector<std::size_t>> bins(num_bins);
+/// Deals rows, which are sorted, longest first, each to the bin with the fewest tokens that has
+/// room.
+std::vector<Bin> balanced_bins(const std::vector<Row>& sorted, std::size_t num_bins,
+                               std::size_t max_rows) {
+  std::vector<Bin> bins(num_bins);
   using Load = std::pair<std::int64_t, std::size_t>;
   std::priority_queue<Load, std::vector<Load>, std::greater<>> open;
   for (std::size_t i = 0; i < num_bins; ++i) open.emplace(0, i);
-  for (const auto position : by_length) {
-    const auto [total, bin] = open.top();
+  for (const auto& row : sorted) {
+    const auto i = open.top().second;
     open.pop();
-    bins[bin].push_back(position);
-    if (bins[bin].size() < max_rows)
-      open.emplace(total + lengths.tokens[static_cast<std::size_t>(members[position])], bin);
+    bins[i].rows.push_back(row);
+    bins[i].tokens += row.tokens;
+    if (bins[i].rows.size() < max_rows) open.emplace(bins[i].tokens, i);
   }
-  std::vector<Indices> samples(num_bins);
-  for (std::size_t i = 0; i < num_bins; ++i) {
-    std::sort(bins[i].begin(), bins[i].end());  // the order of the batch
-    for (const auto position : bins[i]) samples[i].push_back(members[position]);
-  }
-  return samples;
+  even_out(bins);
+  return bins;
 }
 
-/// Bins within the token budget, as few for each rank as greedy dealing finds.
-std::vector<Indices> budgeted_bins(const Indices& members, const Lengths& lengths,
-                                   const SamplerConfig& config) {
-  const auto rows = static_cast<std::int64_t>(members.size());
+/// Bins within the token budget, as few for each rank as dealing finds.
+std::vector<Bin> budgeted_bins(const std::vector<Row>& sorted, const SamplerConfig& config) {
+  const auto most =
+      std::max<std::int64_t>(static_cast<std::int64_t>(sorted.size()) / config.world, 1);
+  std::int64_t tokens = 0;  // a sample beyond the budget fills one bin, not several
+  for (const auto& row : sorted) tokens += std::min(row.tokens, config.token_budget);
   const auto unit = config.world * config.token_budget;
-  const auto most = std::max<std::int64_t>(rows / config.world, 1);
-  auto micro = std::clamp<std::int64_t>((tokens_of(members, lengths) + unit - 1) / unit, 1, most);
-  for (;; ++micro) {
-    auto bins = balanced_bins(members, lengths, static_cast<std::size_t>(micro * config.world),
-                              members.size());
-    const bool fits = std::all_of(bins.begin(), bins.end(), [&](const Indices& bin) {
-      return bin.size() <= 1 || tokens_of(bin, lengths) <= config.token_budget;
+  for (auto micro = std::clamp<std::int64_t>((tokens + unit - 1) / unit, 1, most);; ++micro) {
+    auto bins =
+        balanced_bins(sorted, static_cast<std::size_t>(micro * config.world), sorted.size());
+    const bool fits = std::all_of(bins.begin(), bins.end(), [&](const Bin& bin) {
+      return bin.rows.size() <= 1 || bin.tokens <= config.token_budget;
     });
     if (fits || micro >= most) return bins;
   }
@@ -275,21 +284,35 @@ Plan Sampler::step(std::int64_t step) {
 
 std::vector<Plan> deal(const std::vector<std::int64_t>& members, const Lengths& lengths,
                        const SamplerConfig& config) {
+  std::vector<Row> rows;
+  for (std::size_t i = 0; i < members.size(); ++i)
+    rows.push_back({i, lengths.tokens[static_cast<std::size_t>(members[i])]});
+  std::stable_sort(rows.begin(), rows.end(),
+                   [](const Row& a, const Row& b) { return a.tokens > b.tokens; });
   const auto world = static_cast<std::size_t>(config.world);
   const auto unit = config.rows * config.world;
-  const auto micro = round_up(static_cast<std::int64_t>(members.size()), unit) / unit;
-  auto bins = config.token_budget > 0
-                  ? budgeted_bins(members, lengths, config)
-                  : balanced_bins(members, lengths, static_cast<std::size_t>(micro) * world,
-                                  static_cast<std::size_t>(config.rows));
-  // The largest together and first, so that ranks keep pace and memory peaks at once.
-  std::stable_sort(bins.begin(), bins.end(), [&](const Indices& a, const Indices& b) {
-    return tokens_of(a, lengths) > tokens_of(b, lengths);
-  });
+  const auto micro = (static_cast<std::int64_t>(members.size()) + unit - 1) / unit;
+  auto bins = config.token_budget > 0 ? budgeted_bins(rows, config)
+                                      : balanced_bins(rows, static_cast<std::size_t>(micro) * world,
+                                                      static_cast<std::size_t>(config.rows));
+  // The largest together and first, so that ranks keep pace and memory peaks at once. Of each lap's
+  // bins the largest goes to the rank that has the least so far.
+  std::stable_sort(bins.begin(), bins.end(),
+                   [](const Bin& a, const Bin& b) { return has_fewer_tokens(b, a); });
   std::vector<Plan> plans(world);
+  std::vector<std::int64_t> totals(world);
+  std::vector<std::size_t> ranks(world);
+  std::iota(ranks.begin(), ranks.end(), 0);
   for (std::size_t i = 0; i < bins.size(); ++i) {
-    const auto lap = i / world, place = i % world;
-    plans[lap % 2 == 0 ? place : world - 1 - place].push_back(std::move(bins[i]));
+    if (i % world == 0)
+      std::stable_sort(ranks.begin(), ranks.end(),
+                       [&](std::size_t a, std::size_t b) { return totals[a] < totals[b]; });
+    const auto rank = ranks[i % world];
+    totals[rank] += bins[i].tokens;
+    auto& micro_batch = plans[rank].emplace_back();
+    std::sort(bins[i].rows.begin(), bins[i].rows.end(),
+              [](const Row& a, const Row& b) { return a.position < b.position; });
+    for (const auto& row : bins[i].rows) micro_batch.push_back(members[row.position]);
   }
   return plans;
 }

@@ -34,6 +34,9 @@ struct Place {
 /// A sample from its JSON text.  Throws Error(data) naming file, line, sample and what is wrong.
 Record parse_record(std::string_view json, const Place& place);
 
+/// The id of a sample that may be broken: its "id" where that can be read, else its number.
+std::string sample_id(std::string_view json, const Place& place);
+
 /// Immutable after construction; any number of threads may use one.
 class Records {
  public:

@@ -12,9 +12,9 @@ namespace llava::data {
 
 /// Where a set's pictures are and how they are read.
 struct MediaConfig {
-  std::string image_folder;  // "" is the working folder
-  std::string video_folder;  // "": the image folder
-  media::ImageOptions image;
+  std::string image_folder{};  // "" is the working folder
+  std::string video_folder{};  // "": the image folder
+  media::ImageOptions image{};
   std::int64_t video_frames = 0;  // at most this many of a video; 0: as media::load_video does
   bool pad_groups = true;  // several pictures of a sample: each padded, one tile (LLaVA-NeXT)
 };
