@@ -19,7 +19,7 @@ enum class Batching {
 };
 
 struct GenerateConfig {
-  SamplingConfig sampling;
+  SamplingConfig sampling = {};
   std::int64_t max_new_tokens = 512;  // -1: until the context is full
   std::int64_t num_beams = 1;
   double length_penalty = 1;
