@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 namespace llava::media {
@@ -65,36 +64,44 @@ struct Canvas {
   Colour background;
 };
 
-/// Scales a canvas, crops its center and writes planes of bytes, as CLIP's processor does.
+/// Part of a picture, in pixels of the picture.
+struct Rectangle {
+  std::int64_t left, top, right, bottom;
+};
+
+/// Copies `from` into planes of bytes [3, side, side] with its corner at (x, y).
+void write_planes(const Image& image, const Rectangle& from, std::int64_t x, std::int64_t y,
+                  std::int64_t side, std::uint8_t* planes) {
+  for (std::int64_t row = from.top; row < from.bottom; ++row, ++y) {
+    const std::uint8_t* in = image.rgb.data() + 3 * (row * image.width + from.left);
+    std::uint8_t* red = planes + y * side + x;
+    std::uint8_t *green = red + side * side, *blue = green + side * side;
+    for (std::int64_t column = 0; column < from.right - from.left; ++column, in += 3)
+      red[column] = in[0], green[column] = in[1], blue[column] = in[2];
+  }
+}
+
+/// Scales a canvas, crops its center and writes planes, as CLIP's processor does.
 /// planes: [3, tile, tile], zero before.
-void write_tile(const Canvas& canvas, const Size& scaled, std::int64_t tile, std::uint8_t* planes) {
+void write_view(const Canvas& canvas, const Size& scaled, std::int64_t tile, std::uint8_t* planes) {
   const CropAxis x = crop_axis(scaled.first, tile), y = crop_axis(scaled.second, tile);
   const Image window = resample(
       canvas.image, {canvas.image.width, canvas.width, canvas.left, scaled.first, x.first, x.count},
       {canvas.image.height, canvas.height, canvas.top, scaled.second, y.first, y.count},
       Filter::bicubic, canvas.background);
-  const std::uint8_t* in = window.rgb.data();
-  for (std::int64_t row = 0; row < y.count; ++row) {
-    std::uint8_t* red = planes + (y.at + row) * tile + x.at;
-    std::uint8_t *green = red + tile * tile, *blue = green + tile * tile;
-    for (std::int64_t column = 0; column < x.count; ++column, in += 3)
-      red[column] = in[0], green[column] = in[1], blue[column] = in[2];
-  }
+  write_planes(window, {0, 0, window.width, window.height}, x.at, y.at, tile, planes);
 }
 
 Canvas bare_canvas(const Image& image) { return {image, image.width, image.height, 0, 0, {}}; }
 
-/// The window of `image` placed at `at` on a black canvas.
-Image cut(const Image& image, const Placement& at, std::int64_t left, std::int64_t top,
-          std::int64_t side) {
-  Image tile{side, side, std::vector<std::uint8_t>(3 * side * side)};
-  const auto begin = std::max(left, at.left), end = std::min(left + side, at.left + at.width);
-  for (auto y = std::max(top, at.top); begin < end && y < std::min(top + side, at.top + at.height);
-       ++y)
-    std::memcpy(tile.rgb.data() + 3 * ((y - top) * side + begin - left),
-                image.rgb.data() + 3 * ((y - at.top) * at.width + begin - at.left),
-                3 * (end - begin));
-  return tile;
+/// Writes the tile whose corner is (left, top) of the canvas on which `image` is placed.
+void write_grid_tile(const Image& image, const Placement& at, std::int64_t left, std::int64_t top,
+                     std::int64_t tile, std::uint8_t* planes) {
+  const Rectangle from{
+      std::max(left - at.left, std::int64_t{0}), std::max(top - at.top, std::int64_t{0}),
+      std::min(left + tile - at.left, image.width), std::min(top + tile - at.top, image.height)};
+  if (from.left < from.right && from.top < from.bottom)
+    write_planes(image, from, from.left + at.left - left, from.top + at.top - top, tile, planes);
 }
 
 Canvas square_canvas(const Image& image, const TilingConfig& config) {
@@ -164,6 +171,9 @@ TileShape tile_shape(std::int64_t width, std::int64_t height, const TilingConfig
            " pixels; crop it or leave it out");
   }
   if (config.aspect == Aspect::anyres) {
+    expect(config.tile == config.shortest_edge, Fault::data, "anyres with tiles of ", config.tile,
+           " pixels needs the shortest edge ", config.shortest_edge,
+           " to be equal; check preprocessor_config.json");
     const auto [grid_width, grid_height] = best_grid(width, height, config);
     expect(grid_width >= config.tile && grid_height >= config.tile &&
                grid_width % config.tile == 0 && grid_height % config.tile == 0,
@@ -187,19 +197,18 @@ Tiles make_tiles(const Image& image, const TilingConfig& config) {
   if (config.aspect != Aspect::anyres) {
     const Canvas canvas =
         config.aspect == Aspect::pad ? square_canvas(image, config) : bare_canvas(image);
-    write_tile(canvas, shortest_edge_size(canvas.width, canvas.height, config.shortest_edge),
+    write_view(canvas, shortest_edge_size(canvas.width, canvas.height, config.shortest_edge),
                config.tile, out);
     return tiles;
   }
   // The base view: the whole picture squashed, its proportions lost.
-  write_tile(bare_canvas(image), {config.shortest_edge, config.shortest_edge}, config.tile, out);
+  write_view(bare_canvas(image), {config.tile, config.tile}, config.tile, out);
   const Size grid = best_grid(image.width, image.height, config);
   const Placement at = place(image.width, image.height, grid);
   const Image placed = resize(image, at.width, at.height);
   for (std::int64_t top = 0; top < grid.second; top += config.tile)
     for (std::int64_t left = 0; left < grid.first; left += config.tile)
-      write_tile(bare_canvas(cut(placed, at, left, top, config.tile)),
-                 {config.shortest_edge, config.shortest_edge}, config.tile, out += tile_bytes);
+      write_grid_tile(placed, at, left, top, config.tile, out += tile_bytes);
   return tiles;
 }
 

@@ -223,6 +223,9 @@ TEST(Tiles, RefusesWhatWouldNotFit) {
   EXPECT_THAT(message(clip(Aspect::square), 0, 5), HasSubstr("0x5 pixels is out of range"));
   EXPECT_THAT(message(clip(Aspect::square, 20'000), 5, 5), HasSubstr("preprocessor_config.json"));
   TilingConfig config = clip(Aspect::anyres);
+  config.shortest_edge = 224;
+  EXPECT_THAT(message(config, 5, 5), HasSubstr("336 pixels needs the shortest edge 224"));
+  config = clip(Aspect::anyres);
   config.pinpoints = {{336 * 100'000'000'000, 336}};
   EXPECT_THAT(message(config, 5, 5), HasSubstr("image_grid_pinpoints"));
   config.pinpoints = {{672, 336}, {std::int64_t{1} << 62, std::int64_t{1} << 62}};
