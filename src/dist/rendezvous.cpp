@@ -82,6 +82,7 @@ int job_port(const std::string& job) {
 
 Place torchrun_place() {
   Place place;
+  place.launcher = "torchrun";
   place.rank = needed_number("RANK", "WORLD_SIZE");
   place.world_size = needed_number("WORLD_SIZE", "RANK");
   place.local_rank = number_of("LOCAL_RANK").value_or(place.rank);
@@ -94,6 +95,7 @@ Place torchrun_place() {
 Place open_mpi_place() {
   constexpr auto because = "OMPI_COMM_WORLD_SIZE";
   Place place;
+  place.launcher = "Open MPI";
   place.rank = needed_number("OMPI_COMM_WORLD_RANK", because);
   place.world_size = needed_number("OMPI_COMM_WORLD_SIZE", because);
   place.local_rank = needed_number("OMPI_COMM_WORLD_LOCAL_RANK", because);
@@ -104,6 +106,7 @@ Place open_mpi_place() {
 
 Place mpich_place() {
   Place place;
+  place.launcher = "MPI";
   place.rank = needed_number("PMI_RANK", "PMI_SIZE");
   place.world_size = needed_number("PMI_SIZE", "PMI_RANK");
   place.local_rank = number_of("MPI_LOCALRANKID").value_or(place.rank);
@@ -114,6 +117,7 @@ Place mpich_place() {
 Place slurm_place() {
   constexpr auto because = "SLURM_STEP_NUM_TASKS";
   Place place;
+  place.launcher = "Slurm";
   place.rank = needed_number("SLURM_PROCID", because);
   place.world_size = needed_number("SLURM_STEP_NUM_TASKS", because);
   place.local_rank = needed_number("SLURM_LOCALID", because);
@@ -205,7 +209,8 @@ c10::intrusive_ptr<c10d::Store> open_store(const Place& place, const GroupConfig
   options.port = static_cast<std::uint16_t>(place.master_port);
   options.isServer = may_serve && place.rank == 0 && !place.agent_store;
   options.waitWorkers = false;  // the process group calls the roll itself, and by name
-  options.multiTenant = false;
+  if (const auto inherited = number_of(kListenDescriptor); inherited && options.isServer)
+    options.masterListenFd = static_cast<int>(*inherited);
   options.timeout =
       std::chrono::milliseconds(static_cast<std::int64_t>(join_seconds(config) * 1e3));
   try {

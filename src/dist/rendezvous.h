@@ -7,6 +7,9 @@
 
 namespace llava::dist {
 
+/// Environment variable with the number of a listening socket that the store takes over.
+constexpr const char* kListenDescriptor = "LLAVA_LISTEN_DESCRIPTOR";
+
 /// Seconds until a process that does not come is given up.
 double join_seconds(const GroupConfig& config);
 

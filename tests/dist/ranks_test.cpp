@@ -168,7 +168,7 @@ GroupConfig group_config() {
 }
 
 void play(const std::function<int()>& part) {
-  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (!std::getenv("LLAVA_LAUNCHER_PID")) ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // else launch() does
   int code = 1;
   try {
     code = part();

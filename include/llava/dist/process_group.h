@@ -41,6 +41,7 @@ struct Place {
   std::int64_t master_port = 0;
   bool agent_store = false;   // torchrun's agent keeps the store; else rank 0 does
   std::string attempt = "0";  // restarts of one run do not meet each other's keys
+  std::string launcher;       // for people: "torchrun", "Open MPI", ...; "" when alone
 
   bool one_machine() const { return local_world_size == world_size; }
 };
