@@ -227,11 +227,12 @@ std::vector<std::size_t> learned_places(const Labelled& example) {
 }
 
 TEST(Labels, EqualTheReferencesForVicuna) {
-  for (const auto& row : read_json(LLAVA_GOLDEN "/vectors.json")["labels_v1"]) {
+  const auto golden = read_json(LLAVA_GOLDEN "/vectors.json");
+  for (const auto& row : golden["labels_v1"]) {
     const auto mode = row["mode"].get<std::string>();
-    const auto& tokenizer = llama(mode == "legacy"      ? Spacing::legacy
-                                  : mode == "nonlegacy" ? Spacing::first_segment
-                                                        : Spacing::first_segment_431);
+    const auto& tokenizer = llama(mode == "legacy" ? Spacing::legacy
+                                  : mode == "new"  ? Spacing::first_segment
+                                                   : Spacing::first_segment_431);
     const auto prompt = render(
         find_template("v1"), talk({"<image>\nWhat is this?", "A cat.", "What colour?", "Black."}));
     EXPECT_EQ(prompt.text, row["conversation"]);
