@@ -253,7 +253,7 @@ TEST(Lengths, CountWordsAsTheReferenceAndTokensExactlyWhenMeasured) {
                                     sample("b", {"Who are you?", "I am a model."})}
                                    .dump());
   const Records records(path);
-  const auto encoder = small_encoder();
+  const auto& encoder = small_encoder();
   const auto estimated = estimate_lengths(records, 4, 2);
   EXPECT_THAT(estimated.words, ElementsAre(6, -7));  // "<image>" is a word, as in the file
   const auto measured = measure_lengths(records, encoder, {.image_folder = folder.path()}, 2);

@@ -28,14 +28,17 @@ inline std::string ppm(int width, int height, int color = 100) {
 }
 
 /// Llama's vocabulary and Vicuna's template on tiles of 28 pixels, 4 rows each.
-inline input::Encoder small_encoder(const char* chat = "v1") {
-  const support::TemporaryFolder folder;
-  std::filesystem::copy_file(LLAVA_GOLDEN "/../text/tokenizer.model", folder / "tokenizer.model");
-  input::EncoderConfig config;
-  config.tiling.aspect = media::Aspect::pad;
-  config.tiling.tile = config.tiling.shortest_edge = 28;
-  config.merge.side = 2;
-  return {text::Tokenizer::load(folder.path()), text::find_template(chat), config};
+inline const input::Encoder& small_encoder() {
+  static const input::Encoder encoder = [] {
+    const support::TemporaryFolder folder;
+    std::filesystem::copy_file(LLAVA_GOLDEN "/../text/tokenizer.model", folder / "tokenizer.model");
+    input::EncoderConfig config;
+    config.tiling.aspect = media::Aspect::pad;
+    config.tiling.tile = config.tiling.shortest_edge = 28;
+    config.merge.side = 2;
+    return input::Encoder(text::Tokenizer::load(folder.path()), text::find_template("v1"), config);
+  }();
+  return encoder;
 }
 
 }  // namespace llava::data
