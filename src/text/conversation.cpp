@@ -1,256 +1,23 @@
 #include "llava/text/conversation.h"
 
+#include "templates.h"
 #include "unicode.h"
 
 #include "llava/base/check.h"
-#include "llava/base/config.h"
 
 #include <algorithm>
-#include <array>
+#include <span>
 
 namespace llava::text {
-
-/// What is trained on.
-enum class Learns {
-  answers,     // the assistant's words and what ends them
-  caption,     // plain: the picture, then the answer and a newline, nothing else
-  chatml,      // Qwen: whole assistant turns, and its markers and newlines everywhere
-  llama_3,     // the same with Llama-3's markers
-  hash_marks,  // v0: whole assistant turns and "###"; trained on another text than it is asked with
-};
-
-/// The pieces around each turn. A turn is BEGIN LEAD words TAIL END; LEAD and TAIL are what the
-/// assistant itself says, and an empty message is its BEGIN alone.
-struct Template {
-  std::string_view name;
-  std::array<std::string_view, 3> aliases{};
-  std::string_view system_begin{}, system{}, system_end{};
-  std::string_view user{}, user_lead{}, user_end{};
-  std::string_view assistant{}, assistant_lead{}, assistant_tail{}, assistant_end{};
-  std::string_view between{};  // before every user turn but the first
-  std::string_view stop{};     // ends the assistant's turn
-  Learns learns = Learns::answers;
-  bool has_system = true;             // else there is no place for a system text
-  bool system_in_first_turn = false;  // after the first user BEGIN, when there is one
-  bool has_example = false;           // a dialogue about energy comes before the first turn
-  bool mmtag = false;                 // pictures stand inside <Image></Image>
-  bool trims = false;                 // words lose the white space around them
-  bool always_open = false;           // the assistant is always asked to speak
-};
-
 namespace {
-
-// ── Texts ────────────────────────────────────────────────────────────────────────────────────────
-
-constexpr std::string_view kHuman =
-    "A chat between a curious human and an artificial intelligence assistant. The assistant gives "
-    "helpful, detailed, and polite answers to the human's questions.";
-constexpr std::string_view kUser =
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
-    "helpful, detailed, and polite answers to the user's questions.";
-constexpr std::string_view kMmtag =
-    "A chat between a curious user and an artificial intelligence assistant. The assistant is able "
-    "to understand the visual content that the user provides, and assist the user with a variety "
-    "of "
-    "tasks using natural language.The visual content will be provided with the following format: "
-    "<Image>visual content</Image>.";
-constexpr std::string_view kLlama2 =
-    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, "
-    "while being safe.  Your answers should not include any harmful, unethical, racist, sexist, "
-    "toxic, dangerous, or illegal content. Please ensure that your responses are socially unbiased "
-    "and positive in nature.\n\nIf a question does not make any sense, or is not factually "
-    "coherent, "
-    "explain why instead of answering something not correct. If you don't know the answer to a "
-    "question, please don't share false information.";
-constexpr std::string_view kVision =
-    "You are a helpful language and vision assistant. You are able to understand the visual "
-    "content "
-    "that the user provides, and assist the user with a variety of tasks using natural language.";
-constexpr std::string_view kMpt =
-    "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and "
-    "honest answers.";
-constexpr std::string_view kQwen25 =
-    "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.";
-constexpr std::string_view kOrca =
-    "You are MistralOrca, a large language model trained by Alignment Lab AI. Write out your "
-    "reasoning step-by-step to be sure you get the right answers!";
-constexpr std::string_view kSimple =
-    "Answer the questions about the visual content that the user provides.";
-constexpr std::string_view kLlama2Mmtag =
-    "Answer the questions about the visual content that the user provides.The visual content will "
-    "be provided with the following format: <Image>visual content</Image>.";
-
-constexpr std::string_view kExampleQuestion =
-    "What are the key differences between renewable and non-renewable energy sources?";
-constexpr std::string_view kExampleAnswer =
-    "Renewable energy sources are those that can be replenished naturally in a relatively short "
-    "amount of time, such as solar, wind, hydro, geothermal, and biomass. Non-renewable energy "
-    "sources, on the other hand, are finite and will eventually be depleted, such as coal, oil, "
-    "and "
-    "natural gas. Here are some key differences between renewable and non-renewable energy "
-    "sources:\n"
-    "1. Availability: Renewable energy sources are virtually inexhaustible, while non-renewable "
-    "energy sources are finite and will eventually run out.\n"
-    "2. Environmental impact: Renewable energy sources have a much lower environmental impact than "
-    "non-renewable sources, which can lead to air and water pollution, greenhouse gas emissions, "
-    "and "
-    "other negative effects.\n"
-    "3. Cost: Renewable energy sources can be more expensive to initially set up, but they "
-    "typically "
-    "have lower operational costs than non-renewable sources.\n"
-    "4. Reliability: Renewable energy sources are often more reliable and can be used in more "
-    "remote "
-    "locations than non-renewable sources.\n"
-    "5. Flexibility: Renewable energy sources are often more flexible and can be adapted to "
-    "different situations and needs, while non-renewable sources are more rigid and inflexible.\n"
-    "6. Sustainability: Renewable energy sources are more sustainable over the long term, while "
-    "non-renewable sources are not, and their depletion can lead to economic and social "
-    "instability.\n";
-
-// ── Families: the pieces that several templates share ────────────────────────────────────────────
-
-constexpr Template hash_marks(std::string_view name, std::string_view system) {
-  return {.name = name,
-          .system = system,
-          .system_end = "###",
-          .user = "Human:",
-          .user_lead = " ",
-          .user_end = "###",
-          .assistant = "Assistant:",
-          .assistant_lead = " ",
-          .assistant_end = "###",
-          .stop = "###",
-          .learns = Learns::hash_marks};
-}
-
-constexpr Template vicuna(std::string_view name, std::string_view system) {
-  return {.name = name,
-          .system = system,
-          .system_end = " ",
-          .user = "USER:",
-          .user_lead = " ",
-          .user_end = " ",
-          .assistant = "ASSISTANT:",
-          .assistant_lead = " ",
-          .assistant_end = "</s>",
-          .stop = "</s>"};
-}
-
-constexpr Template llama_2(std::string_view name, std::string_view system) {
-  return {.name = name,
-          .system_begin = "<<SYS>>\n",
-          .system = system,
-          .system_end = "\n<</SYS>>\n\n",
-          .user = "[INST] ",
-          .user_end = " [/INST]",
-          .assistant_lead = " ",
-          .assistant_tail = " ",
-          .assistant_end = "</s>",
-          .between = "<s>",
-          .stop = "</s>",
-          .system_in_first_turn = true};
-}
-
-constexpr Template chatml(std::string_view name, std::string_view system) {
-  return {.name = name,
-          .system_begin = "<|im_start|>system\n",
-          .system = system,
-          .system_end = "<|im_end|>",
-          .user = "<|im_start|>user\n",
-          .user_end = "<|im_end|>",
-          .assistant = "<|im_start|>assistant\n",
-          .assistant_end = "<|im_end|>",
-          .stop = "<|im_end|>"};
-}
-
-constexpr Template qwen(std::string_view name, std::string_view system) {
-  auto chat = chatml(name, system);
-  chat.system_end = chat.user_end = chat.assistant_end = "<|im_end|>\n";
-  chat.learns = Learns::chatml;
-  return chat;
-}
-
-constexpr Template named(Template chat, std::array<std::string_view, 3> aliases) {
-  chat.aliases = aliases;
-  return chat;
-}
-
-constexpr Template with_mmtag(Template chat) {
-  chat.mmtag = true;
-  return chat;
-}
-
-constexpr Template with_example(Template chat) {
-  chat.has_example = true;
-  return chat;
-}
-
-constexpr Template mistral_instruct() {
-  auto chat = llama_2("mistral_instruct", "");
-  chat.between = "";
-  return chat;
-}
-
-constexpr Template kTemplates[] = {
-    named(vicuna("vicuna_v1", kUser), {"v1"}),
-    vicuna("llava_v1", kHuman),
-    named(with_mmtag(vicuna("v1_mmtag", kMmtag)), {"llava_v1_mmtag"}),
-    {.name = "plain",
-     .aliases = {"v0_plain"},
-     .user_end = "\n",
-     .assistant_end = "\n",
-     .stop = "\n",
-     .learns = Learns::caption,
-     .has_system = false},
-    named(with_example(hash_marks("v0", kHuman)), {"default"}),
-    hash_marks("llava_v0", kHuman),
-    named(with_mmtag(hash_marks("v0_mmtag", kMmtag)), {"llava_v0_mmtag"}),
-    llama_2("llama_2", kLlama2),
-    llama_2("llava_llama_2", kVision),
-    llama_2("llava_llama_2_simple", kSimple),
-    with_mmtag(llama_2("llava_llama_2_mmtag", kLlama2Mmtag)),
-    named(mistral_instruct(), {"llava_mistral_instruct"}),
-    chatml("mpt", kMpt),
-    named(chatml("chatml_direct", "Answer the questions."), {"mistral_direct"}),
-    chatml("mistral_orca", kOrca),
-    {.name = "mistral_zephyr",
-     .system_begin = "<|system|>\n",
-     .system = "You are a helpful AI assistant.",
-     .system_end = "</s>",
-     .user = "<|user|>\n",
-     .user_end = "</s>",
-     .assistant = "<|assistant|>\n",
-     .assistant_end = "</s>",
-     .stop = "</s>"},
-    named(qwen("qwen_1_5", "You are a helpful assistant."), {"qwen_2"}),
-    qwen("qwen_2_5", kQwen25),
-    {.name = "gemma_instruct",
-     .user = "<start_of_turn>user\n",
-     .user_end = "<end_of_turn>\n",
-     .assistant = "<start_of_turn>model\n",
-     .assistant_end = "<end_of_turn>\n",
-     .stop = "<end_of_turn>",
-     .has_system = false},
-    {.name = "llava_llama_3",
-     .system_begin = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n",
-     .system = kVision,
-     .system_end = "<|eot_id|>",
-     .user = "<|start_header_id|>user<|end_header_id|>\n\n",
-     .user_end = "<|eot_id|>",
-     .assistant = "<|start_header_id|>assistant<|end_header_id|>\n\n",
-     .assistant_end = "<|eot_id|>",
-     .stop = "<|eot_id|>",
-     .learns = Learns::llama_3,
-     .trims = true,
-     .always_open = true},
-};
 
 /// The text that v0 is trained on: "\n\n" after the system text, "### " before each turn, a newline
 /// after it, no example.  Source: LLaVA 1.2.2, train.py, _add_speaker_and_signal.
 Template hash_mark_training(Template chat) {
   chat.system_end = "\n\n";
-  chat.user = "### Human:";
-  chat.assistant = "### Assistant:";
+  chat.mark = "###";
+  chat.user = " Human:";
+  chat.assistant = " Assistant:";
   chat.user_end = chat.assistant_end = "\n";
   chat.has_example = false;
   return chat;
@@ -310,38 +77,31 @@ void write_example(const Template& chat, Writer& out) {
 /// The turns from `first` on. Returns where the words of message `marked` end.
 std::size_t write_turns(const Template& chat, const Conversation& conversation, std::size_t first,
                         std::size_t marked, Writer& out) {
-  const auto& messages = conversation.messages;
   const bool whole_turns = chat.learns != Learns::answers;
-  std::size_t mark = 0;
+  std::size_t words_end = 0;
   if (!chat.system_in_first_turn) write_system(chat, conversation, out);
   if (chat.has_example) write_example(chat, out);
-  for (std::size_t i = first; i < messages.size(); ++i) {
-    const bool user = messages[i].role == Role::user;
-    const std::string_view words = chat.trims ? strip(messages[i].text) : messages[i].text;
-    out.learning = !user && whole_turns;
+  for (std::size_t i = first; i < conversation.messages.size(); ++i) {
+    const auto& message = conversation.messages[i];
+    const bool user = message.role == Role::user;
+    const std::string_view words = chat.trims ? strip(message.text) : message.text;
+    const bool empty = words.empty() && !chat.trims;
+    out.learning = false;
     if (user && i > first) out.put(chat.between);
-    if (user && chat.learns == Learns::hash_marks && chat.user.starts_with("###")) {
-      out.learning = true;
-      out.put("###");
-      out.learning = false;
-      out.put(chat.user.substr(3));
-    } else {
-      out.put(user ? chat.user : chat.assistant);
-    }
+    out.learning = true;
+    out.put(chat.mark);
+    out.learning = !user && whole_turns;
+    out.put(user ? chat.user : chat.assistant);
     if (user && i == first && chat.system_in_first_turn) write_system(chat, conversation, out);
-    if (!words.empty() || chat.trims) {
-      out.learning = !user;
-      out.put(user ? chat.user_lead : chat.assistant_lead);
-      out.quote(words);
-      out.put(user ? "" : chat.assistant_tail);
-      if (i == marked) mark = out.prompt.text.size();
-      out.put(user ? chat.user_end : chat.assistant_end);
-    } else if (i == marked) {
-      mark = out.prompt.text.size();
-    }
+    out.learning = !user;
+    if (!empty) out.put(user ? chat.user_lead : chat.assistant_lead);
+    out.quote(words);
+    if (!empty && !user) out.put(chat.assistant_tail);
+    if (i == marked) words_end = out.prompt.text.size();
+    if (!empty) out.put(user ? chat.user_end : chat.assistant_end);
   }
   out.learning = false;
-  return mark;
+  return words_end;
 }
 
 /// Index of the first turn to render, after checking that user and assistant take turns.
@@ -377,19 +137,31 @@ Prompt render_caption(const Conversation& conversation) {
   return std::move(out.prompt);
 }
 
-/// The markers that the reference trains on wherever they stand: those control tokens outside a
-/// person's words, and the newlines that are one token, anywhere.
+/// The length of a marker that the reference trains on wherever it stands, or 0: control tokens
+/// outside a person's words, and the newlines that are one token, anywhere.
 /// Source: LLaVA-NeXT, train.py, preprocess_qwen and preprocess_llama3 (unmask_tokens_idx).
-void learn_markers(Learns learns, Prompt& prompt) {
-  constexpr std::string_view kQwen[] = {"<|im_start|>", "<|im_end|>"};
+std::size_t marker_at(Learns learns, std::string_view text, std::size_t at, bool quoted) {
+  constexpr std::string_view kChatml[] = {"<|im_start|>", "<|im_end|>"};
   constexpr std::string_view kLlama3[] = {"<|begin_of_text|>", "<|start_header_id|>",
                                           "<|end_header_id|>", "<|eot_id|>"};
   const bool llama_3 = learns == Learns::llama_3;
-  const std::size_t newlines = llama_3 ? 2 : 1;  // the ones of "\n\n", 271, or "\n", 198
-  const std::string_view text = prompt.text;
+  if (text[at] == '\n') {
+    if (!llama_3) return 1;  // id 198
+    const bool pair = text.substr(at).starts_with("\n\n") && (at == 0 || text[at - 1] != '\n');
+    return pair && !text.substr(at).starts_with("\n\n\n") ? 2 : 0;  // id 271
+  }
+  if (quoted || text[at] != '<') return 0;
+  const auto markers = llama_3 ? std::span<const std::string_view>(kLlama3) : kChatml;
+  for (const auto marker : markers) {
+    if (text.substr(at).starts_with(marker)) return marker.size();
+  }
+  return 0;
+}
+
+void learn_markers(Learns learns, Prompt& prompt) {
   std::vector<Range> learned;
   std::size_t turn = 0, quote = 0;  // next ranges of prompt.learned, prompt.literal
-  for (std::size_t at = 0; at < text.size();) {
+  for (std::size_t at = 0; at < prompt.text.size();) {
     if (turn < prompt.learned.size() && prompt.learned[turn].begin == at) {
       learned.push_back(prompt.learned[turn]);
       at = prompt.learned[turn++].end;
@@ -397,23 +169,7 @@ void learn_markers(Learns learns, Prompt& prompt) {
     }
     while (quote < prompt.literal.size() && prompt.literal[quote].end <= at) ++quote;
     const bool quoted = quote < prompt.literal.size() && prompt.literal[quote].begin <= at;
-    std::size_t length = 0;
-    if (text[at] == '\n') {
-      const auto run = std::min(text.find_first_not_of('\n', at), text.size()) - at;
-      if (!llama_3 || run == newlines) {
-        length = newlines;
-      } else {
-        at += run;
-        continue;
-      }
-    } else if (!quoted) {
-      for (const auto marker : kQwen) {
-        if (!llama_3 && text.substr(at).starts_with(marker)) length = marker.size();
-      }
-      for (const auto marker : kLlama3) {
-        if (llama_3 && text.substr(at).starts_with(marker)) length = marker.size();
-      }
-    }
+    const auto length = marker_at(learns, prompt.text, at, quoted);
     if (length) learned.push_back({at, at + length});
     at += std::max<std::size_t>(length, 1);
   }
@@ -452,32 +208,6 @@ bool is_learned(Range token, const std::vector<Range>& learned) {
   return token.end <= range->end && token.begin < range->end;
 }
 
-const Template& find_template(const std::string& name) {
-  for (const auto& chat : kTemplates) {
-    const auto& aliases = chat.aliases;
-    if (chat.name == name ||
-        (!name.empty() && std::find(aliases.begin(), aliases.end(), name) != aliases.end()))
-      return chat;
-  }
-  std::string all;
-  for (const auto& known : template_names()) all += (all.empty() ? "" : ", ") + known;
-  fail(Fault::usage, "no chat template is called \"", name, "\"",
-       suggestion(name, template_names()), "; there are ", all);
-}
-
-std::string_view template_name(const Template& chat) { return chat.name; }
-
-std::vector<std::string> template_names() {
-  std::vector<std::string> names;
-  for (const auto& chat : kTemplates) {
-    names.emplace_back(chat.name);
-    for (const auto alias : chat.aliases) {
-      if (!alias.empty()) names.emplace_back(alias);
-    }
-  }
-  return names;
-}
-
 Prompt render(const Template& chat, const Conversation& conversation) {
   if (chat.learns == Learns::caption) return render_caption(conversation);
   const auto first = check_turns(chat, conversation);
@@ -514,8 +244,6 @@ Prompt render_open(const Template& chat, const Conversation& conversation, std::
   }
   return std::move(prompt);
 }
-
-std::vector<std::string> stop_strings(const Template& chat) { return {std::string(chat.stop)}; }
 
 Conversation place_images(Conversation conversation, const Template& chat, Placement placement) {
   for (auto& message : conversation.messages) {
