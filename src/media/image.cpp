@@ -54,11 +54,6 @@ Image decode_image(std::string_view bytes, const std::string& where, const Image
   return options.apply_exif ? oriented(std::move(image), exif_orientation(bytes)) : image;
 }
 
-ImageHeader load_header(const std::string& path, const ImageOptions& options) {
-  const MappedFile file(path);
-  return read_header({file.data(), file.size()}, path, options);
-}
-
 Image load_image(const std::string& path, const ImageOptions& options) {
   return decode_image(read_file(path), path, options);
 }

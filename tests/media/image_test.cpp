@@ -54,7 +54,7 @@ TEST(Image, GoldenFilesDecodeAsInPillow) {
     EXPECT_EQ(image.width, row.width);
     EXPECT_EQ(image.height, row.height);
     EXPECT_EQ(crc32(bytes_of(image.rgb)), row.crc);
-    const ImageHeader header = load_header(kFolder + row.file);
+    const ImageHeader header = read_header(golden(row.file), row.file);
     EXPECT_EQ(header.width, row.width);
     EXPECT_EQ(header.height, row.height);
 
@@ -63,7 +63,7 @@ TEST(Image, GoldenFilesDecodeAsInPillow) {
     EXPECT_EQ(turned.width, row.turned_width);
     EXPECT_EQ(turned.height, row.turned_height);
     EXPECT_EQ(crc32(bytes_of(turned.rgb)), row.turned_crc);
-    EXPECT_EQ(load_header(kFolder + row.file, turn).width, row.turned_width);
+    EXPECT_EQ(read_header(golden(row.file), row.file, turn).width, row.turned_width);
   }
 }
 

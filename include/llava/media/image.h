@@ -37,12 +37,10 @@ Image decode_image(std::string_view bytes, const std::string& where,
                    const ImageOptions& options = {});
 Image load_image(const std::string& path, const ImageOptions& options = {});
 
-/// Throws Error(data) like decode_image, but sees damage in the header only.
+/// Throws Error(data) like decode_image, but sees damage in the header only. The first bytes of a
+/// file are enough where the header lies in them; otherwise this fails, and all bytes are needed.
 ImageHeader read_header(std::string_view bytes, const std::string& where,
                         const ImageOptions& options = {});
-
-/// read_header of a file; only its first pages are read, whatever its size.
-ImageHeader load_header(const std::string& path, const ImageOptions& options = {});
 
 /// Formats compiled in, for `llava doctor`.
 std::vector<std::string> image_formats();
