@@ -2,6 +2,7 @@
 
 #include "llava/base/check.h"
 #include "llava/weights/state_dict.h"
+#include "strict_json.h"
 
 #include <cstring>
 
@@ -11,7 +12,7 @@ namespace {
 // A state dict takes about 40 operations a tensor, so this is room for 12,000 of them. With at most
 // 100 bytes kept per operation it also bounds memory.
 constexpr std::size_t kMaxOperations = 500'000;
-constexpr std::size_t kMaxName = 64 << 10;
+constexpr std::size_t kMaxText = 64 << 10;
 
 enum class Callable { ordered_dict, size, tensor_v2, tensor_v3, parameter, from_type, type };
 
@@ -64,8 +65,9 @@ std::string hexadecimal(unsigned char byte) {
 Pickle::Pickle(std::string_view bytes, std::string where)
     : bytes_(bytes), where_(std::move(where)) {}
 
-void Pickle::refuse(const std::string& why) const {
-  fail(Fault::data, where_, ": the pickle at byte ", position_, " ", why,
+template <class... Parts>
+void Pickle::refuse(const Parts&... why) const {
+  fail(Fault::data, where_, ": the pickle at byte ", position_, " ", why...,
        "; nothing of it was run. If the file comes from a source you trust, save its tensors as "
        "safetensors");
 }
@@ -84,7 +86,7 @@ std::string_view Pickle::take(std::uint64_t count) {
 }
 
 std::string_view Pickle::take_line() {
-  const auto end = bytes_.substr(position_, kMaxName).find('\n');
+  const auto end = bytes_.substr(position_, kMaxText).find('\n');
   require(end != bytes_.npos, "has a name without an end");
   const auto line = take(end);
   take(1);
@@ -109,8 +111,13 @@ std::int64_t Pickle::take_long(std::size_t bytes) {
 
 // ── The stack ────────────────────────────────────────────────────────────────────────────────────
 
-void Pickle::push(Kind kind, std::int64_t number, std::string_view text) {
-  stack_.push_back({kind, number, text});
+void Pickle::push(Kind kind, std::int64_t number) { stack_.push_back({kind, number, {}}); }
+
+void Pickle::push_text(std::uint64_t size) {
+  require(size <= kMaxText, "has a text longer than any name");
+  const auto text = take(size);
+  require(is_utf8(text), "has a text that is not UTF-8");
+  stack_.push_back({Kind::text, 0, text});
 }
 
 void Pickle::push_sequence(Kind kind, Values values) {
@@ -128,7 +135,7 @@ Pickle::Value Pickle::pop() {
 
 Pickle::Value Pickle::pop(Kind kind, const char* what) {
   const Value value = pop();
-  if (value.kind != kind) refuse(std::string("expects ") + what);
+  if (value.kind != kind) refuse("expects ", what);
   return value;
 }
 
@@ -199,29 +206,29 @@ void Pickle::step(unsigned char operation) {
     case 0x8a: push(Kind::integer, take_long(take_number<std::uint8_t>())); return;  // LONG1
     case 'G': take(8), push(Kind::real); return;                                     // BINFLOAT
     case 'X':                                                                        // BINUNICODE
-    case 'T': push(Kind::text, 0, take(take_number<std::uint32_t>())); return;       // BINSTRING
-    case 0x8c:                                                                   // SHORT_BINUNICODE
-    case 'U': push(Kind::text, 0, take(take_number<std::uint8_t>())); return;    // SHORT_BINSTRING
-    case 0x8d: push(Kind::text, 0, take(take_number<std::uint64_t>())); return;  // BINUNICODE8
-    case '}': push_sequence(Kind::dict, {}); return;                             // EMPTY_DICT
-    case ']': push_sequence(Kind::list, {}); return;                             // EMPTY_LIST
-    case ')': push_sequence(Kind::tuple, {}); return;                            // EMPTY_TUPLE
-    case 0x85: push_sequence(Kind::tuple, pop_many(1)); return;                  // TUPLE1
-    case 0x86: push_sequence(Kind::tuple, pop_many(2)); return;                  // TUPLE2
-    case 0x87: push_sequence(Kind::tuple, pop_many(3)); return;                  // TUPLE3
-    case 't': push_sequence(Kind::tuple, pop_to_mark()); return;                 // TUPLE
-    case 'a': extend(false, pop_many(1)); return;                                // APPEND
-    case 'e': extend(false, pop_to_mark()); return;                              // APPENDS
-    case 's': extend(true, pop_many(2)); return;                                 // SETITEM
-    case 'u': extend(true, pop_to_mark()); return;                               // SETITEMS
-    case 'q': memoize(take_number<std::uint8_t>()); return;                      // BINPUT
-    case 'r': memoize(take_number<std::uint32_t>()); return;                     // LONG_BINPUT
-    case 0x94: memoize(memo_.size()); return;                                    // MEMOIZE
-    case 'h': recall(take_number<std::uint8_t>()); return;                       // BINGET
-    case 'j': recall(take_number<std::uint32_t>()); return;                      // LONG_BINGET
-    case 'Q': push_storage(); return;                                            // BINPERSID
-    case 'R': reduce(); return;                                                  // REDUCE
-    case 'b':                                                                    // BUILD
+    case 'T': push_text(take_number<std::uint32_t>()); return;                       // BINSTRING
+    case 0x8c:                                                    // SHORT_BINUNICODE
+    case 'U': push_text(take_number<std::uint8_t>()); return;     // SHORT_BINSTRING
+    case 0x8d: push_text(take_number<std::uint64_t>()); return;   // BINUNICODE8
+    case '}': push_sequence(Kind::dict, {}); return;              // EMPTY_DICT
+    case ']': push_sequence(Kind::list, {}); return;              // EMPTY_LIST
+    case ')': push_sequence(Kind::tuple, {}); return;             // EMPTY_TUPLE
+    case 0x85: push_sequence(Kind::tuple, pop_many(1)); return;   // TUPLE1
+    case 0x86: push_sequence(Kind::tuple, pop_many(2)); return;   // TUPLE2
+    case 0x87: push_sequence(Kind::tuple, pop_many(3)); return;   // TUPLE3
+    case 't': push_sequence(Kind::tuple, pop_to_mark()); return;  // TUPLE
+    case 'a': extend(false, pop_many(1)); return;                 // APPEND
+    case 'e': extend(false, pop_to_mark()); return;               // APPENDS
+    case 's': extend(true, pop_many(2)); return;                  // SETITEM
+    case 'u': extend(true, pop_to_mark()); return;                // SETITEMS
+    case 'q': memoize(take_number<std::uint8_t>()); return;       // BINPUT
+    case 'r': memoize(take_number<std::uint32_t>()); return;      // LONG_BINPUT
+    case 0x94: memoize(memo_.size()); return;                     // MEMOIZE
+    case 'h': recall(take_number<std::uint8_t>()); return;        // BINGET
+    case 'j': recall(take_number<std::uint32_t>()); return;       // LONG_BINGET
+    case 'Q': push_storage(); return;                             // BINPERSID
+    case 'R': reduce(); return;                                   // REDUCE
+    case 'b':                                                     // BUILD
       pop();  // the _metadata of a module's state dict
       require(!stack_.empty() && stack_.back().kind == Kind::ordered_dict,
               "sets attributes of what has none");
@@ -236,7 +243,7 @@ void Pickle::step(unsigned char operation) {
       push_global(pop(Kind::text, "the name of a module").text, name.text);
       return;
     }
-    default: refuse("has operation " + hexadecimal(operation) + ", which no state dict needs");
+    default: refuse("has operation ", hexadecimal(operation), ", which no state dict needs");
   }
 }
 
@@ -255,7 +262,7 @@ void Pickle::recall(std::uint64_t place) {
 void Pickle::push_global(std::string_view module, std::string_view name) {
   const std::string full = std::string(module).append(".").append(name);
   const auto number = find_global(full);
-  if (number < 0) refuse("asks for " + shown(full) + ", which is no part of a dict of tensors");
+  if (number < 0) refuse("asks for ", shown(full), ", which is no part of a dict of tensors");
   push(Kind::global, number);
 }
 
@@ -267,9 +274,9 @@ void Pickle::push_storage() {
                     id[1].number >= kFirstStorage && id[2].kind == Kind::text &&
                     id[4].kind == Kind::integer && id[4].number >= 0;
   require(fits, "describes a storage in an unknown way");
-  PickledStorage storage{id[2].text, torch::kUInt8};
-  if (id[1].number != kUntypedStorage)
-    storage.type = kTorchDtypes[id[1].number - kFirstStorage].type;
+  PickledStorage storage{.key = id[2].text, .type = torch::kUInt8};
+  storage.is_typed = id[1].number != kUntypedStorage;
+  if (storage.is_typed) storage.type = kTorchDtypes[id[1].number - kFirstStorage].type;
   require(!__builtin_mul_overflow(static_cast<std::uint64_t>(id[4].number),
                                   c10::elementSize(storage.type), &storage.bytes),
           "has a storage beyond all measure");
@@ -338,6 +345,7 @@ void Pickle::push_tensor(const Values& arguments, bool has_dtype) {
   tensor.storage = index(arguments[0]);
   tensor.type = storages_[tensor.storage].type;
   tensor.offset = arguments[1].number;
+  require(has_dtype || storages_[tensor.storage].is_typed, "has a tensor without a dtype");
   if (has_dtype) {
     const auto& dtype = arguments[6];
     require(

@@ -48,6 +48,7 @@ struct PickledStorage {
   std::string_view key;
   torch::ScalarType type;  // kUInt8 when untyped
   std::uint64_t bytes = 0;
+  bool is_typed = true;
 };
 
 /// A tensor: a view of a storage that was checked to lie within its bytes.
@@ -106,7 +107,8 @@ class Pickle {
   using Kind = Value::Kind;
 
   static std::size_t index(const Value& value) { return static_cast<std::size_t>(value.number); }
-  [[noreturn]] void refuse(const std::string& why) const;
+  template <class... Parts>
+  [[noreturn]] void refuse(const Parts&... why) const;
   void require(bool ok, const char* why) const;
 
   std::string_view take(std::uint64_t count);
@@ -115,7 +117,8 @@ class Pickle {
   T take_number();
   std::int64_t take_long(std::size_t bytes);
 
-  void push(Kind kind, std::int64_t number = 0, std::string_view text = {});
+  void push(Kind kind, std::int64_t number = 0);
+  void push_text(std::uint64_t size);
   void push_sequence(Kind kind, Values values);
   Value pop();
   Value pop(Kind kind, const char* what);

@@ -15,6 +15,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <tuple>
 
@@ -24,7 +25,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "the format is little-endian");
 
 constexpr std::uint64_t kMaxHeader = 16 << 20;
-constexpr std::size_t kMaxTensors = 100'000;
+constexpr std::size_t kMaxTensors = 65'536;
 constexpr std::size_t kMaxRank = 8;
 
 struct Dtype {
@@ -64,7 +65,7 @@ std::string dtype_names() {
 
 // ── Reading ──────────────────────────────────────────────────────────────────────────────────────
 
-/// One tensor as the header describes it. Plain data: a header has up to 100,000 of them.
+/// One tensor as the header describes it. Plain data: a header has up to 65,536 of them.
 struct Described {
   std::string name;
   const Dtype* dtype = nullptr;
@@ -87,11 +88,10 @@ class HeaderReader {
     } else if (keys[0] == "__metadata__") {
       read_metadata(value);
     } else if (keys.size() == 1) {
-      expect(value.kind == Kind::object && !value.in_array, Fault::data, path_, ": tensor ",
-             shown(keys[0]), " must be an object");
       expect(tensors_.size() < kMaxTensors, Fault::data, path_, ": more than ", kMaxTensors,
              " tensors");
       tensors_.emplace_back().name = keys[0];
+      require(value.kind == Kind::object && !value.in_array, "must be an object");
     } else if (keys.size() == 2) {
       read_field(value, keys[1], tensors_.back());
     }
@@ -109,88 +109,86 @@ class HeaderReader {
 
   void read_field(const JsonValue& value, const std::string& field, Described& tensor) {
     if (field == "dtype") {
-      expect(value.kind == Kind::string, Fault::data, where(tensor), " has no dtype");
-      const auto* found = std::find_if(std::begin(kDtypes), std::end(kDtypes),
-                                       [&](const Dtype& d) { return d.name == value.text; });
-      expect(found != std::end(kDtypes), Fault::data, where(tensor), " has dtype ",
-             shown(value.text), "; supported are ", dtype_names());
-      tensor.dtype = found;
-    } else if (field == "shape") {
-      read_number(value, field, tensor, tensor.has_shape, [&] {
-        expect(tensor.rank < kMaxRank, Fault::data, where(tensor), " has more than ", kMaxRank,
-               " dimensions");
-        expect(value.number <= INT64_MAX, Fault::data, where(tensor), " has a dimension of ",
-               value.number);
-        tensor.sizes[tensor.rank++] = static_cast<std::int64_t>(value.number);
-      });
-    } else if (field == "data_offsets") {
-      bool begun = tensor.num_offsets > 0;
-      read_number(value, field, tensor, begun, [&] {
-        expect(++tensor.num_offsets <= 2, Fault::data, where(tensor), " has more than 2 offsets");
-        (tensor.num_offsets == 1 ? tensor.begin : tensor.end) = value.number;
-      });
+      require(value.kind == Kind::string && !value.in_array, "needs a dtype");
+      tensor.dtype = std::find_if(std::begin(kDtypes), std::end(kDtypes),
+                                  [&](const Dtype& d) { return d.name == value.text; });
+      if (tensor.dtype == std::end(kDtypes))
+        require(false, "has dtype ", shown(value.text), "; supported are ", dtype_names());
+    } else if (field == "shape" || field == "data_offsets") {
+      const bool is_shape = field == "shape";
+      require(value.kind == (value.in_array ? Kind::number : Kind::array),
+              "needs arrays of whole numbers as \"shape\" and \"data_offsets\"");
+      if (is_shape) tensor.has_shape = true;
+      if (value.in_array) is_shape ? add_size(value, tensor) : add_offset(value, tensor);
     }
   }
 
-  /// The array itself sets `begun`; each of its elements must be a whole number, given to `take`.
-  template <class Take>
-  void read_number(const JsonValue& value, const std::string& field, const Described& tensor,
-                   bool& begun, const Take& take) {
-    expect(value.kind == (value.in_array ? Kind::number : Kind::array), Fault::data, where(tensor),
-           ": \"", field, "\" must be an array of whole numbers");
-    begun = true;
-    if (value.in_array) take();
+  void add_size(const JsonValue& value, Described& tensor) {
+    require(tensor.rank < kMaxRank, "has more than ", kMaxRank, " dimensions");
+    require(value.number <= INT64_MAX, "has a dimension of ", value.number);
+    tensor.sizes[tensor.rank++] = static_cast<std::int64_t>(value.number);
   }
 
-  std::string where(const Described& tensor) const {
-    return path_ + ": tensor " + shown(tensor.name);
+  void add_offset(const JsonValue& value, Described& tensor) {
+    require(++tensor.num_offsets <= 2, "has more than 2 offsets");
+    (tensor.num_offsets == 1 ? tensor.begin : tensor.end) = value.number;
+  }
+
+  template <class... Parts>
+  void require(bool ok, const Parts&... why) const {
+    if (!ok) fail(Fault::data, path_, ": tensor ", shown(tensors_.back().name), " ", why...);
   }
 
   const std::string& path_;
   std::vector<Described>& tensors_;
 };
 
-/// Bytes of a tensor, every step checked against overflow in the order of the official reader.
-/// Zeros do not hide an overflow: torch computes strides as if they were ones.
-std::uint64_t checked_bytes(const Described& tensor, const std::string& where) {
+/// Bytes of a tensor, nothing on overflow, which is checked at every step in the order of the
+/// official reader. Zeros do not hide an overflow: torch computes strides as if they were ones.
+std::optional<std::uint64_t> checked_bytes(const Described& tensor) {
   std::uint64_t extent = 1;
   bool is_empty = false;
   for (std::size_t i = 0; i < tensor.rank; ++i) {
     const auto size = static_cast<std::uint64_t>(tensor.sizes[i]);
     is_empty = is_empty || size == 0;
-    expect(!__builtin_mul_overflow(extent, std::max<std::uint64_t>(size, 1), &extent) &&
-               extent <= INT64_MAX / 8,
-           Fault::data, where, " has a shape whose size overflows");
+    const bool overflows =
+        __builtin_mul_overflow(extent, std::max<std::uint64_t>(size, 1), &extent);
+    if (overflows || extent > INT64_MAX / 8) return std::nullopt;
   }
   return is_empty ? 0 : extent * c10::elementSize(tensor.dtype->type);
+}
+
+void check_tensor(const Described& tensor, std::uint64_t data_bytes, const std::string& path) {
+  const auto require = [&](bool ok, const auto&... why) {
+    if (!ok) fail(Fault::data, path, ": tensor ", shown(tensor.name), " ", why...);
+  };
+  require(tensor.dtype && tensor.has_shape && tensor.num_offsets == 2,
+          "needs \"dtype\", \"shape\" and two \"data_offsets\"");
+  require(tensor.begin <= tensor.end && tensor.end <= data_bytes, "lies at bytes ", tensor.begin,
+          " to ", tensor.end, " of ", data_bytes, "; is the file cut short?");
+  const auto bytes = checked_bytes(tensor);
+  require(bytes.has_value(), "has a shape whose size overflows");
+  require(*bytes == tensor.end - tensor.begin, "has ", tensor.end - tensor.begin,
+          " bytes, its shape and dtype need ", *bytes);
 }
 
 /// Sorts by place and checks that the tensors cover `data_bytes` exactly once.
 void check_layout(std::vector<Described>& tensors, std::uint64_t data_bytes,
                   const std::string& path) {
-  for (const auto& tensor : tensors) {
-    const auto where = path + ": tensor " + shown(tensor.name);
-    expect(tensor.dtype && tensor.has_shape && tensor.num_offsets == 2, Fault::data, where,
-           " needs \"dtype\", \"shape\" and two \"data_offsets\"");
-    expect(tensor.begin <= tensor.end && tensor.end <= data_bytes, Fault::data, where,
-           " lies at bytes ", tensor.begin, " to ", tensor.end, " of ", data_bytes,
-           "; is the file cut short?");
-    const auto bytes = checked_bytes(tensor, where);
-    expect(bytes == tensor.end - tensor.begin, Fault::data, where, " has ",
-           tensor.end - tensor.begin, " bytes, its shape and dtype need ", bytes);
-  }
+  for (const auto& tensor : tensors) check_tensor(tensor, data_bytes, path);
   std::sort(tensors.begin(), tensors.end(), [](const Described& a, const Described& b) {
     return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name);
   });
   std::uint64_t cursor = 0;
-  const Described* previous = nullptr;
-  for (const auto& tensor : tensors) {
-    expect(tensor.begin >= cursor || !previous, Fault::data, path, ": tensors ",
-           shown(previous ? previous->name : ""), " and ", shown(tensor.name), " overlap");
-    expect(tensor.begin == cursor, Fault::data, path, ": bytes ", cursor, " to ", tensor.begin,
-           " before tensor ", shown(tensor.name), " belong to no tensor");
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const auto& tensor = tensors[i];
+    if (tensor.begin < cursor)
+      fail(Fault::data, path, ": tensors ", shown(tensors[i - 1].name), " and ", shown(tensor.name),
+           " overlap");
+    if (tensor.begin > cursor)
+      fail(Fault::data, path, ": bytes ", cursor, " to ", tensor.begin, " before tensor ",
+           shown(tensor.name), " belong to no tensor");
     cursor = tensor.end;
-    previous = &tensor;
   }
   expect(cursor == data_bytes, Fault::data, path, ": bytes ", cursor, " to ", data_bytes,
          " after the last tensor belong to no tensor");
@@ -262,11 +260,9 @@ std::string header_of(const Entries& entries) {
     std::string shape;
     for (const auto size : entry->second.sizes())
       shape.append(shape.empty() ? "" : ",").append(std::to_string(size));
-    try {
-      header += "," + nlohmann::json(entry->first).dump();
-    } catch (const nlohmann::json::exception&) {
-      fail(Fault::failure, "the tensor name ", shown(entry->first), " is not UTF-8");
-    }
+    expect(is_utf8(entry->first), Fault::failure, "the tensor name ", shown(entry->first),
+           " is not UTF-8");
+    header += "," + nlohmann::json(entry->first).dump();
     header.append(":{\"dtype\":\"").append(kDtypes[dtype_rank(*entry)].name);
     header += "\",\"shape\":[" + shape + "],\"data_offsets\":[" + std::to_string(begin) + "," +
               std::to_string(end) + "]}";

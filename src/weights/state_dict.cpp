@@ -16,7 +16,7 @@ namespace llava::weights {
 namespace {
 
 constexpr std::size_t kMaxIndexBytes = 16 << 20;
-constexpr std::size_t kMaxTensors = 100'000;
+constexpr std::size_t kMaxTensors = 65'536;
 
 /// A folder's weights are in one of these, the first that is there.
 struct Source {
@@ -130,7 +130,7 @@ StateDict load_shards(const std::string& folder, const std::string& index_path) 
 
 void StateDict::add(const std::string& name, const torch::Tensor& tensor) {
   const bool is_new = index_.emplace(name, entries_.size()).second;
-  expect(is_new, Fault::data, "tensor ", shown(name), " appears twice");
+  if (!is_new) fail(Fault::data, "tensor ", shown(name), " appears twice");
   entries_.emplace_back(name, tensor);
 }
 
@@ -138,13 +138,13 @@ bool StateDict::contains(const std::string& name) const { return index_.count(na
 
 const torch::Tensor& StateDict::at(const std::string& name) const {
   const auto found = index_.find(name);
-  expect(found != index_.end(), Fault::data, "tensor ", shown(name), " is missing");
+  if (found == index_.end()) fail(Fault::data, "tensor ", shown(name), " is missing");
   return entries_[found->second].second;
 }
 
 void StateDict::remove(const std::string& name) {
   const auto found = index_.find(name);
-  expect(found != index_.end(), Fault::data, "tensor ", shown(name), " is missing");
+  if (found == index_.end()) fail(Fault::data, "tensor ", shown(name), " is missing");
   const auto place = found->second;
   index_.erase(found);
   entries_.erase(entries_.begin() + static_cast<std::ptrdiff_t>(place));
@@ -167,9 +167,9 @@ StateDict load_file(const std::string& path) {
 
 std::string shown(std::string_view name) {
   constexpr std::size_t kMaxShown = 80;
-  const nlohmann::json text(std::string(name.substr(0, kMaxShown)));
+  const nlohmann::json cut(std::string(name.substr(0, kMaxShown)));
   const auto escaped =
-      text.dump(-1, ' ', /*ensure_ascii=*/true, nlohmann::json::error_handler_t::replace);
+      cut.dump(-1, ' ', /*ensure_ascii=*/true, nlohmann::json::error_handler_t::replace);
   return name.size() <= kMaxShown ? escaped : escaped + "...";
 }
 

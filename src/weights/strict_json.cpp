@@ -13,7 +13,7 @@ namespace {
 using nlohmann::json;
 
 constexpr std::size_t kMaxDepth = 4;
-constexpr std::size_t kMaxKeys = 100'001;
+constexpr std::size_t kMaxKeys = 65'537;
 constexpr std::size_t kMaxString = 64 << 10;
 
 /// Turns the events of nlohmann's parser into JsonValues.
@@ -45,8 +45,8 @@ class Walker : public nlohmann::json_sax<json> {
   bool key(string_t& name) override {
     expect(seen_.back().size() < kMaxKeys, Fault::data, where_, ": more than ", kMaxKeys,
            " keys in one object");
-    expect(seen_.back().insert(name).second, Fault::data, where_, ": the key ", shown(name),
-           " appears twice");
+    if (!seen_.back().insert(name).second)
+      fail(Fault::data, where_, ": the key ", shown(name), " appears twice");
     keys_.back() = name;
     return true;
   }
@@ -111,6 +111,15 @@ void walk_json(std::string_view text, const std::string& where,
          " bytes");
   Walker walker(where, visit);
   json::sax_parse(text.begin(), text.end(), &walker);
+}
+
+bool is_utf8(std::string_view text) {
+  try {
+    json(std::string(text)).dump();
+    return true;
+  } catch (const json::exception&) {
+    return false;
+  }
 }
 
 }  // namespace llava::weights

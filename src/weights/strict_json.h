@@ -23,8 +23,10 @@ struct JsonValue {
 
 /// Calls `visit` for each value.  Throws Error(data) beginning with `where` for anything but one
 /// well-formed value between white space: byte-order marks, NUL bytes, invalid UTF-8, a key that an
-/// object has twice, more than 4 levels, 100,001 keys in an object, or 64 KiB in a string.
+/// object has twice, more than 4 levels, 65,537 keys in an object, or 64 KiB in a string.
 void walk_json(std::string_view text, const std::string& where,
                const std::function<void(const JsonValue&)>& visit);
+
+bool is_utf8(std::string_view text);
 
 }  // namespace llava::weights

@@ -16,7 +16,7 @@ constexpr std::uint32_t kLocalHeader = 0x04034b50, kDirectoryEntry = 0x02014b50,
 constexpr std::uint64_t kLocalSize = 30, kEntrySize = 46, kEndSize = 22, kEnd64Size = 56,
                         kLocatorSize = 20;
 constexpr std::uint32_t kIn64 = 0xffffffff;  // in a 32-bit field: the value is in the zip64 extra
-constexpr std::uint64_t kMaxEntries = 110'000;
+constexpr std::uint64_t kMaxEntries = 66'000;
 constexpr std::uint64_t kAlignment = 64;
 
 // ── Reading ──────────────────────────────────────────────────────────────────────────────────────
@@ -37,8 +37,9 @@ class Bytes {
     return all_.substr(offset, size);
   }
   std::uint64_t size() const { return all_.size(); }
-  [[noreturn]] void damaged(const std::string& why) const {
-    fail(Fault::data, path_, ": a damaged zip archive: ", why, "; is the download complete?");
+  template <class... Parts>
+  [[noreturn]] void damaged(const Parts&... why) const {
+    fail(Fault::data, path_, ": a damaged zip archive: ", why..., "; is the download complete?");
   }
 
  private:
@@ -65,6 +66,7 @@ Directory find_directory(const Bytes& bytes) {
   const auto end = find_end(bytes);
   Directory directory{bytes.number<std::uint32_t>(end + 16), bytes.number<std::uint32_t>(end + 12),
                       bytes.number<std::uint16_t>(end + 10)};
+  if (bytes.number<std::uint32_t>(end + 4) != 0) bytes.damaged("it is one of several disks");
   auto limit = end;
   if (end >= kLocatorSize && bytes.number<std::uint32_t>(end - kLocatorSize) == kLocator64) {
     const auto at = bytes.number<std::uint64_t>(end - kLocatorSize + 8);
@@ -78,7 +80,7 @@ Directory find_directory(const Bytes& bytes) {
   if (directory.size > limit || directory.offset != limit - directory.size)
     bytes.damaged("its directory is not where it says");
   if (directory.num_entries > kMaxEntries || directory.num_entries * kEntrySize > directory.size)
-    bytes.damaged("it claims " + std::to_string(directory.num_entries) + " entries");
+    bytes.damaged("it claims ", directory.num_entries, " entries");
   return directory;
 }
 
@@ -116,10 +118,10 @@ Extent locate(const Bytes& bytes, std::uint64_t local, const std::string& name,
   if (bytes.number<std::uint32_t>(local) != kLocalHeader ||
       bytes.number<std::uint16_t>(local + 8) != 0 ||
       bytes.text(local + kLocalSize, bytes.number<std::uint16_t>(local + 26)) != name)
-    bytes.damaged("entry " + shown(name) + " is not where the directory says");
+    bytes.damaged("entry ", shown(name), " is not where the directory says");
   entry.offset = local + kLocalSize + name.size() + bytes.number<std::uint16_t>(local + 28);
   if (entry.offset > directory.offset || entry.size > directory.offset - entry.offset)
-    bytes.damaged("entry " + shown(name) + " reaches beyond the archive");
+    bytes.damaged("entry ", shown(name), " reaches beyond the archive");
   return {local, entry.offset + entry.size};
 }
 
@@ -197,12 +199,11 @@ std::unordered_map<std::string, ZipEntry> read_zip(const MappedFile& file) {
 
     constexpr std::uint16_t kEncrypted = 0x0001, kMasked = 0x2000;
     if (method != 0 || packed != entry.size || (flags & (kEncrypted | kMasked)))
-      bytes.damaged("entry " + shown(name) +
-                    " is compressed or encrypted, which PyTorch never does");
-    if (leads_outside(name)) bytes.damaged("entry " + shown(name) + " leads outside its folder");
+      bytes.damaged("entry ", shown(name), " is compressed or encrypted, which PyTorch never does");
+    if (leads_outside(name)) bytes.damaged("entry ", shown(name), " leads outside its folder");
     extents.push_back(locate(bytes, local, name, directory, entry));
     if (!entries.emplace(name, entry).second)
-      bytes.damaged("entry " + shown(name) + " appears twice");
+      bytes.damaged("entry ", shown(name), " appears twice");
   }
   if (at != directory.offset + directory.size) bytes.damaged("its directory is torn");
 

@@ -142,11 +142,11 @@ TEST(Safetensors, RefusesBadLengths) {
 TEST(Safetensors, RefusesAHeaderThatNoModelNeeds) {
   const MemoryFile file;
   std::string many = "{";
-  for (int i = 0; i <= 100'000; ++i)
+  for (int i = 0; i <= 65'536; ++i)
     many += (i ? ",\"" : "\"") + std::to_string(i) +
             R"(":{"dtype":"U8","shape":[0],"data_offsets":[0,0]})";
   const Header headers[] = {
-      {"more than 100000 tensors", many + "}", 0},
+      {"more than 65536 tensors", many + "}", 0},
       {"16777216 are the most", "{}" + std::string(17 << 20, ' '), 0},
       {"string longer", "{" + tensor(std::string(1 << 20, 'x'), "U8", "[1]", "[0,1]") + "}", 1},
       {"more than 8 dimensions", "{" + tensor("x", "U8", "[1,1,1,1,1,1,1,1,1]", "[0,1]") + "}", 1},

@@ -7,7 +7,7 @@
 //                  rest of the file exactly once
 //
 // Source: huggingface/safetensors, README.md and safetensors/src/tensor.rs (0.8). Stricter than it:
-// names may not repeat, at most 8 dimensions, 100,000 tensors and a header of 16 MiB.
+// names may not repeat, at most 8 dimensions, 65,536 tensors and a header of 16 MiB.
 #pragma once
 
 #include "llava/weights/state_dict.h"
