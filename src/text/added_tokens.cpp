@@ -9,6 +9,7 @@
 #include <charconv>
 #include <cmath>
 #include <filesystem>
+#include <unordered_set>
 
 namespace llava::text {
 namespace {
@@ -75,12 +76,6 @@ std::int64_t read_id(const AnyJson& value, const std::string& where) {
   return id;
 }
 
-/// Remembers a token unless its text is known already.
-void add(std::vector<AddedToken>& tokens, AddedToken token) {
-  const auto same = [&](const AddedToken& other) { return other.text == token.text; };
-  if (std::none_of(tokens.begin(), tokens.end(), same)) tokens.push_back(std::move(token));
-}
-
 void read_added_decoder(const File& config, const Json& decoder, std::vector<AddedToken>& added) {
   const auto where = config.path + ": \"added_tokens_decoder\"";
   expect(decoder.is_object(), Fault::data, where, " must be an object");
@@ -91,7 +86,7 @@ void read_added_decoder(const File& config, const Json& decoder, std::vector<Add
     expect(error == std::errc() && stop == end, Fault::data, where, ": \"", key,
            "\" is not a token id");
     check_id(token.id, where);
-    add(added, std::move(token));
+    added.push_back(std::move(token));
   }
 }
 
@@ -106,7 +101,7 @@ void read_json_added(const std::string& folder, const nlohmann::json& tokenizer_
     expect(value.is_object() && value.contains("id"), Fault::data, where, ": a token without id");
     auto token = read_token(value, where);
     token.id = read_id(value["id"], where);
-    add(added, std::move(token));
+    added.push_back(std::move(token));
   }
 }
 
@@ -114,7 +109,9 @@ void read_json_added(const std::string& folder, const nlohmann::json& tokenizer_
 void read_named(const File& file, TokenizerSettings& settings, std::vector<AddedToken>& named) {
   const auto one = [&](const char* key, std::optional<std::string>* text) {
     const auto* value = file.find(key);
-    if (!value) return;
+    const bool nameless =
+        value && (*value == "" || (value->is_object() && value->value("content", Json()) == ""));
+    if (!value || nameless) return;  // early Llama folders leave the names empty
     auto token = read_token(*value, file.path + ": \"" + key + "\"");
     token.special = true;
     if (text) *text = token.text;
@@ -175,6 +172,11 @@ void swallow_space(std::string_view text, std::size_t from, AddedMatch& match) {
 
 }  // namespace
 
+void keep_first_of_each(std::vector<AddedToken>& tokens) {
+  std::unordered_set<std::string> texts;
+  std::erase_if(tokens, [&](const AddedToken& token) { return !texts.insert(token.text).second; });
+}
+
 TokenizerSettings read_settings(const std::string& folder, const nlohmann::json& tokenizer_json) {
   const File config(folder, "tokenizer_config.json");
   const File map(folder, "special_tokens_map.json");
@@ -197,13 +199,14 @@ TokenizerSettings read_settings(const std::string& folder, const nlohmann::json&
     for (const auto& [text, id] : plain.json.items()) {
       auto token = read_token(Json(text), plain.path);
       token.id = read_id(id, plain.path);
-      add(settings.added, std::move(token));
+      settings.added.push_back(std::move(token));
     }
   }
   std::vector<AddedToken> named;
   read_named(config, settings, named);
   if (!decoder) read_named(map, settings, named);
-  for (auto& token : named) add(settings.added, std::move(token));
+  for (auto& token : named) settings.added.push_back(std::move(token));
+  keep_first_of_each(settings.added);
   return settings;
 }
 

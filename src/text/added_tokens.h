@@ -27,6 +27,9 @@ struct AddedToken {
   }
 };
 
+/// Of tokens with the same text only the first stays.
+void keep_first_of_each(std::vector<AddedToken>& tokens);
+
 /// What tokenizer_config.json, special_tokens_map.json, added_tokens.json and the "added_tokens" of
 /// tokenizer.json say.
 struct TokenizerSettings {

@@ -144,13 +144,14 @@ std::string StreamDecoder::take_characters(bool all) {
   while (at < bytes.size()) {
     const auto here = character_at(bytes, at);
     if (here.cut && !all) break;
-    text += here.valid ? bytes.substr(at, here.length) : kReplacementUtf8;
     std::size_t length = here.length;
-    const auto could_go_on = [&] { return character_at(bytes.substr(at, length), 0).cut; };
-    if (!here.valid && one_for_all && could_go_on()) {
-      for (++length; at + length <= bytes.size() && could_go_on();) ++length;
-      --length;
+    if (!here.valid && one_for_all) {  // the bytes that were on the way to a character
+      const auto on_the_way = [&](std::size_t n) {
+        return at + n <= bytes.size() && character_at(bytes.substr(at, n), 0).cut;
+      };
+      while (on_the_way(length + 1)) ++length;
     }
+    text += here.valid ? bytes.substr(at, length) : kReplacementUtf8;
     at += length;
   }
   bytes_.erase(0, at);

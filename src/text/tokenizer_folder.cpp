@@ -40,10 +40,6 @@ std::vector<bool> enter_added(std::vector<AddedToken>& added, std::vector<std::s
 
 /// Adds the tokens that SentencePiece's own tables make special, unless the folder's files do.
 void add_model_specials(const SentencePieceModel& model, TokenizerSettings& settings) {
-  const auto known = [&](const std::string& text) {
-    return std::any_of(settings.added.begin(), settings.added.end(),
-                       [&](const AddedToken& token) { return token.text == text; });
-  };
   for (std::size_t id = 0; id < model.pieces.size(); ++id) {
     const auto& [text, score, kind] = model.pieces[id];
     AddedToken token{.text = text, .id = static_cast<std::int64_t>(id)};
@@ -53,8 +49,9 @@ void add_model_specials(const SentencePieceModel& model, TokenizerSettings& sett
     const bool named = text == settings.unk || text == settings.bos || text == settings.eos;
     token.special = kind != PieceKind::user_defined;
     const bool markup = kind == PieceKind::user_defined && token.is_control();
-    if ((named || markup) && !known(text)) settings.added.push_back(std::move(token));
+    if (named || markup) settings.added.push_back(std::move(token));
   }
+  keep_first_of_each(settings.added);
 }
 
 /// By id, the piece without its space mark, as transformers 4.31 looks it up again.

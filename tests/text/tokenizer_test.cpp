@@ -301,6 +301,16 @@ TEST(Tokenizer, SettingsComeFromTheFolder) {
   EXPECT_FALSE(decoder.is_special(32002));
 }
 
+TEST(Tokenizer, EmptyNamesOfEarlyLlamaFoldersMeanTheModelsOwn) {
+  const auto tokenizer =
+      Folder(Files{{"special_tokens_map.json", R"({"bos_token": "", "eos_token": ""})"},
+                   {"tokenizer_config.json", R"({"bos_token": "", "unk_token": ""})"}})
+          .load();
+  EXPECT_EQ(tokenizer.bos(), 1);
+  EXPECT_EQ(tokenizer.eos(), 2);
+  EXPECT_EQ(tokenizer.unk(), 0);
+}
+
 TEST(Tokenizer, SpacingFollowsTokenizerJsonWhenTheConfigIsSilent) {
   const auto first = read_file(LLAVA_GOLDEN "/pieces_first/tokenizer.json");
   const auto legacy = read_file(LLAVA_GOLDEN "/pieces_legacy/tokenizer.json");
