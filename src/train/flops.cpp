@@ -90,43 +90,65 @@ Learning learning_of(const model::Llava& model) {
   return learning;
 }
 
-double useful_flops(const model::LlavaConfig& config, const Learning& learning,
-                    const input::Batch& batch) {
-  const auto& t = config.text;
+Work work_of(const input::Batch& batch) {
+  Work work;
+  for (const double length : row_lengths(batch)) {
+    work.tokens += length;
+    work.pairs += length * length / 2;  // causal
+  }
+  work.learned = static_cast<double>(batch.num_learned());
+  for (const auto& picture : batch.pictures)
+    work.tiles += static_cast<double>(picture.frames > 0 ? picture.frames : picture.shape.tiles());
+  return work;
+}
+
+double layer_flops(const model::LlamaConfig& t, const Work& work) {
   const auto D = static_cast<double>(t.hidden_size), F = static_cast<double>(t.intermediate_size);
   const auto heads = static_cast<double>(t.num_attention_heads * t.head_dim);
   const auto kv = static_cast<double>(t.num_key_value_heads * t.head_dim);
   const auto L = static_cast<double>(t.num_hidden_layers);
   const double per_token = L * (2 * D * heads + 2 * D * kv + 3 * D * F);  // multiply-adds
+  return 2 * per_token * work.tokens + 4 * work.pairs * heads * L;
+}
 
-  double tokens = 0, pairs = 0;
-  for (const double length : row_lengths(batch)) {
-    tokens += length;
-    pairs += length * length / 2;  // causal
-  }
+double useful_flops(const model::LlavaConfig& config, const Learning& learning, const Work& work) {
+  const auto& t = config.text;
+  const auto D = static_cast<double>(t.hidden_size);
+  const auto heads = static_cast<double>(t.num_attention_heads * t.head_dim);
+  const double attention = 4 * work.pairs * heads * static_cast<double>(t.num_hidden_layers);
+  const double products = layer_flops(t, work) - attention;
   const bool below_llm = learning.vision || learning.projector || learning.lora;
   // Forward, the gradient of what goes in, the gradient of the weights.
   const double llm_passes = 1 + (learning.llm || below_llm ? 1 : 0) + (learning.llm ? 1 : 0);
   const double attention_passes = learning.llm || below_llm ? 3 : 1;
-  double flops = 2 * per_token * tokens * llm_passes + 4 * pairs * heads * L * attention_passes;
-  flops += 2 * D * static_cast<double>(t.vocab_size) * static_cast<double>(batch.num_learned()) *
-           (learning.llm ? 3 : 2);
-  flops += 3 * 2 * static_cast<double>(learning.lora_parameters) * tokens;
+  double flops = products * llm_passes + attention * attention_passes;
+  flops += 2 * D * static_cast<double>(t.vocab_size) * work.learned * (learning.llm ? 3 : 2);
+  flops += 3 * 2 * static_cast<double>(learning.lora_parameters) * work.tokens;
 
-  double tiles = 0;
-  for (const auto& picture : batch.pictures)
-    tiles += static_cast<double>(picture.frames > 0 ? picture.frames : picture.shape.tiles());
   const auto side = static_cast<double>(config.vision.side());
   const double rows = config.merge.class_only ? 1 : side * side;
-  const auto [products, first] = projector_products(config);
+  const auto [projector, first] = projector_products(config);
   const double weight_passes = learning.projector ? 2 : 1;
-  flops += 2 * tiles * rows * products * weight_passes;
+  flops += 2 * work.tiles * rows * projector * weight_passes;
   if (learning.vision) {
-    flops += 2 * tiles * rows * products;
+    flops += 2 * work.tiles * rows * projector;
   } else if (learning.projector) {
-    flops += 2 * tiles * rows * (products - first);
+    flops += 2 * work.tiles * rows * (projector - first);
   }
-  return flops + tiles * tile_flops(config) * (learning.vision ? 3 : 1);
+  return flops + work.tiles * tile_flops(config) * (learning.vision ? 3 : 1);
+}
+
+std::optional<double> peak_flops(const std::string& gpu, torch::ScalarType dtype) {
+  for (const auto& peak : kGpuPeaks)
+    if (gpu.find(peak.name) != std::string::npos)
+      return 1e12 * (dtype == torch::kFloat32 ? peak.float32 : peak.bfloat16);
+  return std::nullopt;
+}
+
+std::vector<std::string> known_gpus() {
+  std::vector<std::string> names;
+  for (const auto& peak : kGpuPeaks) names.emplace_back(peak.name);
+  return names;
 }
 
 std::optional<double> peak_flops(torch::Device device, torch::ScalarType dtype) {
@@ -134,10 +156,7 @@ std::optional<double> peak_flops(torch::Device device, torch::ScalarType dtype) 
   const auto report = nn::cuda_report(/*open_anyway=*/false);
   const auto index = static_cast<std::size_t>(std::max<int>(0, device.index()));
   if (index >= report.devices.size()) return std::nullopt;
-  for (const auto& peak : kGpuPeaks)
-    if (report.devices[index].name.find(peak.name) != std::string::npos)
-      return 1e12 * (dtype == torch::kFloat32 ? peak.float32 : peak.bfloat16);
-  return std::nullopt;
+  return peak_flops(report.devices[index].name, dtype);
 }
 
 }  // namespace llava::train

@@ -78,7 +78,7 @@ StepReport Trainer::step() {
   torch::Tensor loss = torch::zeros({}, torch::device(compute_.device));
   for (std::size_t micro = 0; micro < micro_steps; ++micro) {
     const input::Batch& batch = work.micro_batches[micro];
-    report.flops += useful_flops(parts_.model->config, learning_, batch);
+    report.flops += useful_flops(parts_.model->config, learning_, work_of(batch));
     report.samples.insert(report.samples.end(), batch.example_ids.begin(), batch.example_ids.end());
     const torch::Tensor part = parts_.model->loss(batch.to(compute_.device), by_token) / divisor;
     parts_.sync.backward(part, /*last_micro_step=*/micro + 1 == micro_steps);

@@ -8,6 +8,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace llava::train {
 
@@ -18,12 +19,26 @@ struct Learning {
 };
 Learning learning_of(const model::Llava& model);
 
-/// Of one micro-batch's forward and backward.
-double useful_flops(const model::LlavaConfig& config, const Learning& learning,
-                    const input::Batch& batch);
+/// What forward and backward work on.
+struct Work {
+  double tokens = 0;   // after splicing
+  double pairs = 0;    // of a token and one it sees
+  double learned = 0;  // positions that go through the output head
+  double tiles = 0;
+};
+Work work_of(const input::Batch& batch);
+
+double useful_flops(const model::LlavaConfig& config, const Learning& learning, const Work& work);
+
+/// Those of the decoder's layers in one forward: what full recomputation spends besides.
+double layer_flops(const model::LlamaConfig& config, const Work& work);
 
 /// Dense operations a second of a device in a dtype: from its maker's tables for known GPUs,
 /// measured by a matrix product on the CPU; nothing for an unknown GPU.
 std::optional<double> peak_flops(torch::Device device, torch::ScalarType dtype);
+
+/// Of a GPU by its name, which need only hold one of those known; nothing for an unknown one.
+std::optional<double> peak_flops(const std::string& gpu, torch::ScalarType dtype);
+std::vector<std::string> known_gpus();
 
 }  // namespace llava::train
