@@ -1,9 +1,9 @@
-// llava data check|stats|show: what a training set holds, what of it is broken, what is learned.
-#include "llava/base/files.h"
+// llava data check, stats, show: what a training set holds, what of it is broken, what is learned.
 #include "llava/base/log.h"
 #include "llava/cli/args.h"
 #include "llava/data/report.h"
 #include "llava/model/config.h"
+#include "scenes.h"
 
 #include <unistd.h>
 
@@ -23,7 +23,8 @@ struct DataConfig {
 
   template <class Field>
   void fields(Field& field) {
-    field("action", action, "check, stats or show");
+    field("action", action,
+          "check, stats or show; make-scenes and report-scenes have options of their own");
     field("data_path", data_path, "training set: LLaVA JSON, JSON lines, mixture file, or several");
     field("image_folder", image_folder, "folder that the samples' image names start from");
     field("video_folder", video_folder, "the same for videos; default: image_folder");
@@ -58,41 +59,14 @@ std::unique_ptr<input::Encoder> open_encoder(const DataConfig& config, std::int6
           .tiling = model.tiling, .merge = model.merge, .image_start_end = model.image_start_end});
 }
 
-/// Writes samples as one LLaVA JSON list that appears when it is whole.
-class SampleWriter {
- public:
-  explicit SampleWriter(const std::string& path) : file_(path) {}
-
-  void add(const std::string& json) {
-    text_ += (first_ ? "[\n" : ",\n") + json;
-    first_ = false;
-    if (text_.size() > (1 << 20)) flush();
-  }
-  void finish() {
-    text_ += first_ ? "[]\n" : "\n]\n";
-    flush();
-    file_.commit();
-  }
-
- private:
-  void flush() {
-    file_.write(text_);
-    text_.clear();
-  }
-
-  AtomicFile file_;
-  std::string text_;
-  bool first_ = true;
-};
-
 std::string one_line(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
 int run_check(const DataConfig& config, const data::Records& records, const input::Encoder* encoder,
               const data::ReportConfig& report, bool json) {
-  std::unique_ptr<SampleWriter> good;
-  if (!config.fix_list.empty()) good = std::make_unique<SampleWriter>(config.fix_list);
+  std::unique_ptr<data::SampleWriter> good;
+  if (!config.fix_list.empty()) good = std::make_unique<data::SampleWriter>(config.fix_list);
   std::int64_t done = 0, bad = 0;
   const auto progress = [&] {
     if (++done % 10'000 == 0)
@@ -117,7 +91,7 @@ int run_check(const DataConfig& config, const data::Records& records, const inpu
         progress();
         if (good) good->add(records.json(index));
       });
-  if (good) good->finish();
+  if (good) good->commit();
   log::status("");
   if (json) {
     std::printf("%s], \"samples\": %lld, \"good\": %lld}\n", bad > 0 ? "\n" : "",
@@ -168,6 +142,10 @@ int run_show(const DataConfig& config, const data::Records& records, const input
 }  // namespace
 
 int data(const std::vector<std::string>& words) {
+  if (!words.empty() && words[0] == "make-scenes")
+    return make_scenes({words.begin() + 1, words.end()});
+  if (!words.empty() && words[0] == "report-scenes")
+    return report_scenes({words.begin() + 1, words.end()});
   DataConfig config;
   Args args("data", "What a training set holds, what is broken, which tokens are learned.", words);
   args.add(config);
@@ -175,10 +153,10 @@ int data(const std::vector<std::string>& words) {
   args.alias("model", "-m");
   args.alias("index", "-i");
   if (!args.parse()) return 0;
-  const std::vector<std::string> actions{"check", "stats", "show"};
+  const std::vector<std::string> actions{"check", "stats", "show", "make-scenes", "report-scenes"};
   expect(std::find(actions.begin(), actions.end(), config.action) != actions.end(), Fault::usage,
-         "llava data: expected check, stats or show, found \"", config.action, "\"",
-         suggestion(config.action, actions));
+         "llava data: expected check, stats, show, make-scenes or report-scenes, found \"",
+         config.action, "\"", suggestion(config.action, actions));
   expect(!config.data_path.empty(), Fault::usage, "llava data ", config.action,
          ": --data_path FILE is missing");
   expect(config.exif == "apply" || config.exif == "ignore", Fault::usage,

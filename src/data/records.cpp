@@ -243,4 +243,18 @@ Place Records::place(std::int64_t index) const {
 
 Record Records::at(std::int64_t index) const { return parse_record(json(index), place(index)); }
 
+void SampleWriter::add(std::string_view json) {
+  constexpr std::size_t kBufferBytes = 1 << 20;
+  (text_ += empty_ ? "[\n" : ",\n") += json;
+  empty_ = false;
+  if (text_.size() < kBufferBytes) return;
+  file_.write(text_);
+  text_.clear();
+}
+
+void SampleWriter::commit() {
+  file_.write(text_ += empty_ ? "[]\n" : "\n]\n");
+  file_.commit();
+}
+
 }  // namespace llava::data

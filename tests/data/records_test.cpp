@@ -336,6 +336,24 @@ TEST_F(Mixture, TheFingerprintNoticesAnyChange) {
   EXPECT_NE(Records(folder.write("a.json", text)).fingerprint(), before);
 }
 
+TEST(SampleWriter, WritesWhatRecordsReadsOrNothing) {
+  const TemporaryFolder folder;
+  const auto path = folder / "good.json";
+  {
+    SampleWriter writer(path);
+    writer.add(sample("a", {"1", "2"}).dump(2));
+    writer.add(sample("b", {"3", std::string(1 << 20, 'x')}).dump());
+    EXPECT_FALSE(std::filesystem::exists(path));
+    writer.commit();
+  }
+  EXPECT_THAT(ids(Records(path)), ElementsAre("a", "b"));
+  SampleWriter(folder / "none.json").add("{}");
+  EXPECT_FALSE(std::filesystem::exists(folder / "none.json"));
+  SampleWriter nothing(path);
+  nothing.commit();
+  EXPECT_EQ(read_file(path), "[]\n");
+}
+
 TEST(ImagePath, MayNotLeaveTheImageFolder) {
   Record record;
   record.where = "set.json:7: sample \"s\"";

@@ -4,6 +4,7 @@
 // Source: haotian-liu/LLaVA 1.2.2 and LLaVA-VL/LLaVA-NeXT, train.py, LazySupervisedDataset.
 #pragma once
 
+#include "llava/base/files.h"
 #include "llava/text/conversation.h"
 
 #include <cstdint>
@@ -83,6 +84,21 @@ class Records {
   std::vector<std::shared_ptr<const File>> files_;
   std::vector<Span> spans_;
   std::uint64_t fingerprint_ = 0;
+};
+
+/// Writes samples as one LLaVA JSON list, which appears under its name at commit() or not at all.
+/// Throws Error(usage) if the place cannot be written, Error(failure) if the disk is full.
+class SampleWriter {
+ public:
+  explicit SampleWriter(const std::string& path) : file_(path) {}
+
+  void add(std::string_view json);
+  void commit();
+
+ private:
+  AtomicFile file_;
+  std::string text_;  // not yet in the file
+  bool empty_ = true;
 };
 
 }  // namespace llava::data
