@@ -1,10 +1,10 @@
 #include "llava/model/adapter.h"
 
-#include "names.h"
 #include "parts.h"
 #include "sources.h"
 
 #include "llava/base/files.h"
+#include "llava/model/layouts.h"
 #include "llava/model/pretrained.h"
 #include "llava/weights/safetensors.h"
 #include "llava/weights/torch_file.h"

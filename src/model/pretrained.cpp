@@ -1,13 +1,13 @@
 #include "llava/model/pretrained.h"
 
 #include "folder_files.h"
-#include "names.h"
 #include "parts.h"
 #include "sources.h"
 
 #include "llava/base/files.h"
 #include "llava/base/log.h"
 #include "llava/model/adapter.h"
+#include "llava/model/layouts.h"
 #include "llava/weights/safetensors.h"
 #include "llava/weights/torch_file.h"
 

@@ -1,9 +1,9 @@
 // save_pretrained: a model as a folder that the layout's own readers load.
 #include "folder_files.h"
-#include "names.h"
 #include "parts.h"
 
 #include "llava/base/files.h"
+#include "llava/model/layouts.h"
 #include "llava/model/pretrained.h"
 #include "llava/nn/recompute.h"
 #include "llava/weights/safetensors.h"

@@ -1,8 +1,7 @@
 #include "sources.h"
 
-#include "names.h"
-
 #include "llava/base/check.h"
+#include "llava/model/layouts.h"
 
 #include <algorithm>
 #include <sstream>

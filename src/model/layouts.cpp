@@ -1,8 +1,7 @@
-#include "names.h"
+
+#include "llava/model/layouts.h"
 
 #include "llava/weights/key_map.h"
-
-#include <array>
 
 namespace llava::model {
 namespace {
@@ -21,9 +20,11 @@ constexpr Rename kAnyToOurs[] = {
     {"language_model.model.", "llama."},
     // the tower, in all of them
     {"model.vision_tower.vision_tower.vision_model.", "vision."},
+    {"model.vision_tower.vision_tower.", "vision."},
     {"model.vision_tower.vision_model.", "vision."},
     {"model.vision_tower.", "vision."},
     {"vision_tower.vision_tower.vision_model.", "vision."},
+    {"vision_tower.vision_tower.", "vision."},
     {"vision_tower.vision_model.", "vision."},
     {"vision_tower.", "vision."},
     {"vision_model.", "vision."},
@@ -74,23 +75,28 @@ constexpr Rename kOursToOriginal[] = {
     {"image_newline", "model.image_newline"},
 };
 
+/// Drops `prefix` as often as the name begins with it.
 std::string_view without(std::string_view name, std::string_view prefix) {
-  return name.starts_with(prefix) ? name.substr(prefix.size()) : name;
+  while (name.starts_with(prefix)) name.remove_prefix(prefix.size());
+  return name;
+}
+
+/// Drops what distributed training and PEFT put in front.
+std::string_view unwrapped(std::string_view name) {
+  return without(without(name, "module."), "base_model.model.");
 }
 
 }  // namespace
 
 std::optional<std::string> our_name(std::string_view name) {
-  name = without(name, "module.");
-  name = without(name, "base_model.model.");
-  if (const auto ours = weights::renamed(name, kAnyToOurs)) return ours;
+  name = unwrapped(name);
   // PEFT over the original model holds one `model.` too many at times.
-  if (name.starts_with("model.model.")) return our_name(name.substr(6));
-  return std::nullopt;
+  while (name.starts_with("model.model.")) name.remove_prefix(std::string_view("model.").size());
+  return weights::renamed(name, kAnyToOurs);
 }
 
 bool is_ignored(std::string_view name) {
-  name = without(name, "module.");
+  name = unwrapped(name);
   return name.ends_with("rotary_emb.inv_freq") || name.ends_with("position_ids") ||
          name.starts_with("text_model.") || name == "logit_scale" ||
          name == "text_projection.weight" || name == "visual_projection.weight";
