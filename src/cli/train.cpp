@@ -11,17 +11,62 @@
 namespace llava::cli {
 namespace {
 
-train::Compute choose_compute(const CommonConfig& common, bool bf16) {
-  const auto dtype = nn::choose_dtype(common.dtype);
+torch::ScalarType training_dtype(const std::string& name, bool bf16) {
+  const auto dtype = nn::choose_dtype(name);
   expect(dtype != torch::kFloat16, Fault::usage,
          "--dtype float16 overflows in training; take --bf16 or float32");
   expect(!bf16 || dtype != torch::kFloat32, Fault::usage,
          "--bf16 and --dtype float32 contradict each other; give one");
-  train::Compute compute;
-  compute.device = nn::choose_device(common.device);
-  compute.dtype = dtype.value_or(bf16 ? torch::kBFloat16 : torch::kFloat32);
-  compute.seed = static_cast<std::uint64_t>(common.seed);
-  return compute;
+  return dtype.value_or(bf16 ? torch::kBFloat16 : torch::kFloat32);
+}
+
+/// GPUs that this run may use, looked for without opening CUDA where --device says not to.
+std::int64_t visible_gpus(const std::string& device) {
+  if (device == "cpu") return 0;
+  if (device.rfind("cuda:", 0) == 0) return 1;
+  return static_cast<std::int64_t>(nn::cuda_report(/*open_anyway=*/false).devices.size());
+}
+
+/// This process's device: with several processes each takes a GPU of its own.
+torch::Device device_of(const std::string& name, const dist::Place& place) {
+  const auto device = nn::choose_device(name);
+  const bool is_numbered = name.rfind("cuda:", 0) == 0;
+  if (device.is_cpu() || place.world_size == 1 || is_numbered) return device;
+  return nn::choose_device("cuda:" + std::to_string(dist::device_index(place, visible_gpus(name))));
+}
+
+/// The model's parameters as ZeRO wants to know them.
+dist::Weights weights_of(const model::Llava& model) {
+  constexpr std::string_view layers = "llama.layers.";
+  dist::Weights weights;
+  for (const auto& item : model->named_parameters()) {
+    weights.parameters.emplace_back(item.key(), item.value());
+    const bool in_layer = item.key().rfind(layers, 0) == 0;
+    weights.layers.push_back(in_layer ? std::stoll(item.key().substr(layers.size())) : -1);
+  }
+  return weights;
+}
+
+/// Everything after this process knows its place.
+void train_here(const train::TrainConfig& config, const train::Compute& compute,
+                const dist::ProcessGroup& group) {
+  const train::OutputFolder output(config, compute);
+  auto start = train::load_model(config.model, compute);
+  auto groups = train::choose_stage(start.model, config.stage, config.schedule.learning_rate,
+                                    config.optimizer.weight_decay, compute.seed);
+  log::info(train::describe_stage(start.model, config.stage, groups));
+  auto data =
+      train::open_data(config.data, config.model, start, train::template_name(config), compute);
+  const auto facts = train::facts_of(start.model);
+  const auto weights = weights_of(start.model);
+  const auto sync = dist::make_gradient_sync(config.sync, group, weights);
+  {
+    train::Optimizer optimizer(train::owned_groups(*sync, std::move(groups)), config.optimizer);
+    train::Trainer trainer(config, compute, {start.model, facts, optimizer, data, *sync, group});
+    trainer.resume();
+    trainer.run();
+  }
+  train::save_final_model(config, compute, std::move(start), data, *sync, group);
 }
 
 }  // namespace
@@ -36,27 +81,28 @@ int train(const std::vector<std::string>& words) {
   args.alias("model_name_or_path", "-m");
   if (!args.parse()) return 0;
   train::check(config);
-  nn::set_threads(args.common().threads);
-  const auto compute = choose_compute(args.common(), config.model.bf16);
-  torch::manual_seed(compute.seed);
+  const auto& common = args.common();
+  train::Compute compute;
+  compute.dtype = training_dtype(common.dtype, config.model.bf16);
+  compute.seed = static_cast<std::uint64_t>(common.seed);
+  if (const auto code = dist::launch(config.launch, visible_gpus(common.device))) return *code;
 
-  const train::OutputFolder output(config, compute);
-  auto start = train::load_model(config.model, compute);
-  auto groups = train::choose_stage(start.model, config.stage, config.schedule.learning_rate,
-                                    config.optimizer.weight_decay, compute.seed);
-  log::info(train::describe_stage(start.model, config.stage, groups));
-  auto data =
-      train::open_data(config.data, config.model, start, train::template_name(config), compute);
-  {
-    const dist::ProcessGroup group;
-    const auto sync = dist::alone();
-    train::Optimizer optimizer(std::move(groups), config.optimizer);
-    train::Trainer trainer(config, compute, {start.model, optimizer, data, *sync, group});
-    trainer.resume();
-    trainer.run();
+  const auto place = dist::place_from_environment();
+  log::set_rank(static_cast<int>(place.rank), static_cast<int>(place.world_size));
+  compute.rank = place.rank;
+  compute.world_size = place.world_size;
+  compute.device = device_of(common.device, place);
+  nn::set_threads(common.threads);
+  torch::manual_seed(compute.seed + static_cast<std::uint64_t>(place.rank));
+  const dist::ProcessGroup group(config.group, place, compute.device);
+  try {
+    train_here(config, compute, group);
+  } catch (const std::exception& error) {
+    group.leave_because(error.what());
+    throw;
   }
-  train::save_final_model(config, compute, std::move(start), data);
-  if (args.common().json) std::puts(Json{{"output_dir", config.loop.output_dir}}.dump().c_str());
+  if (common.json && place.rank == 0)
+    std::puts(Json{{"output_dir", config.loop.output_dir}}.dump().c_str());
   return 0;
 }
 

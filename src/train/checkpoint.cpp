@@ -3,6 +3,7 @@
 #include "crc32c.h"
 #include "llava/base/files.h"
 #include "llava/base/log.h"
+#include "llava/dist/gradient_sync.h"
 #include "llava/weights/safetensors.h"
 
 #include <unistd.h>
@@ -10,8 +11,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <thread>
 
 namespace llava::train {
 namespace {
@@ -21,8 +24,16 @@ namespace fs = std::filesystem;
 constexpr const char* kPrefix = "checkpoint-";
 constexpr const char* kUnfinished = ".unfinished-";
 constexpr const char* kManifest = "manifest.json";
-constexpr const char* kTensors = "state.safetensors";
 constexpr std::int64_t kFormat = 1;
+
+std::string tensors_name(std::int64_t rank) {
+  return "state-" + std::to_string(rank) + ".safetensors";
+}
+
+/// Where a rank leaves word that its part is written.
+std::string receipt_path(const std::string& folder, std::int64_t rank) {
+  return folder + "/rank-" + std::to_string(rank) + ".json";
+}
 
 /// N of "checkpoint-N"; nothing for other names.
 std::optional<std::int64_t> step_of(const std::string& name) {
@@ -112,40 +123,96 @@ void check(const CheckpointConfig& config) {
          "--save_total_limit: ", config.save_total_limit, " is negative; 0 keeps all");
 }
 
-void write_checkpoint(const std::string& folder, const Checkpoint& checkpoint) {
-  const std::string name = kPrefix + std::to_string(checkpoint.step);
-  const std::string path = folder + "/" + name;
-  const std::string unfinished = path + kUnfinished + std::to_string(::getpid());
-  check_space(folder, checkpoint.tensors);
-  fs::remove_all(unfinished);
+namespace {
+
+/// Waits for the receipts of all ranks and takes them away. Returns the manifest's list of files.
+Json collect_receipts(const std::string& folder, const Writers& writers,
+                      const std::function<bool()>& gives_up) {
+  constexpr std::chrono::milliseconds kPause{20};
+  Json files = Json::array();
+  for (std::int64_t rank = 0; rank < writers.world_size; ++rank) {
+    const std::string path = receipt_path(folder, rank);
+    while (!fs::exists(path)) {
+      expect(!gives_up || !gives_up(), Fault::peer, folder, ": rank ", rank,
+             " did not write its part; earlier checkpoints are untouched");
+      std::this_thread::sleep_for(kPause);
+    }
+    files.push_back(read_json(path));
+    fs::remove(path);
+  }
+  return files;
+}
+
+void write_part(const std::string& folder, const weights::StateDict& tensors, std::int64_t rank) {
+  check_space(folder, tensors);
+  const std::string path = folder + "/" + tensors_name(rank);
+  weights::save_safetensors(path, tensors);
+  write_file(receipt_path(folder, rank), json_text({{"name", tensors_name(rank)},
+                                                    {"bytes", fs::file_size(path)},
+                                                    {"crc32c", file_checksum(path)}}));
+}
+
+}  // namespace
+
+void write_checkpoint(const std::string& folder, const Checkpoint& checkpoint,
+                      const Writers& writers, const std::function<bool()>& gives_up) {
+  const std::string path = folder + "/" + kPrefix + std::to_string(checkpoint.step);
+  const std::string unfinished = path + kUnfinished + writers.token;
   make_folder(unfinished);
   try {
-    weights::save_safetensors(unfinished + "/" + kTensors, checkpoint.tensors);
-    const Json file{{"name", kTensors},
-                    {"bytes", fs::file_size(unfinished + "/" + kTensors)},
-                    {"crc32c", file_checksum(unfinished + "/" + kTensors)}};
+    write_part(unfinished, checkpoint.tensors, writers.rank);
+    if (writers.rank != 0) return;
+    const Json files = collect_receipts(unfinished, writers, gives_up);
     write_file(unfinished + "/" + kManifest, manifest_text({{"format", kFormat},
                                                             {"step", checkpoint.step},
-                                                            {"files", Json::array({file})},
+                                                            {"files", files},
                                                             {"state", checkpoint.state}}));
     if (fs::exists(path))
-      rename_folder(path,
-                    path + (is_whole(path) ? ".replaced-" : ".torn-") + std::to_string(::getpid()));
+      rename_folder(path, path + (is_whole(path) ? ".replaced-" : ".torn-") + writers.token);
     rename_folder(unfinished, path);
   } catch (...) {
     std::error_code ignored;  // the first error is the one to tell
-    fs::remove_all(unfinished, ignored);
+    if (writers.rank == 0) fs::remove_all(unfinished, ignored);
     throw;
   }
   sync_folder(folder);
-  fs::remove_all(path + ".replaced-" + std::to_string(::getpid()));
+  fs::remove_all(path + ".replaced-" + writers.token);
 }
 
-Checkpoint read_checkpoint(const std::string& path) {
+Checkpoint read_checkpoint(const std::string& path, bool verifies) {
   const Json manifest = read_manifest(path);
-  verify_files(path, manifest);
-  return {manifest.at("step").get<std::int64_t>(), manifest.at("state"),
-          weights::load_safetensors(path + "/" + kTensors)};
+  if (verifies) verify_files(path, manifest);
+  Checkpoint checkpoint{manifest.at("step").get<std::int64_t>(), manifest.at("state"), {}};
+  for (const auto& file : manifest.at("files"))
+    for (const auto& [name, tensor] :
+         weights::load_safetensors(path_inside(path, file.at("name").get<std::string>(), path)))
+      checkpoint.tensors.add(name, tensor);
+  return checkpoint;
+}
+
+void restore_tensor(const weights::StateDict& saved, const std::string& name,
+                    const torch::Tensor& tensor, std::int64_t block) {
+  const auto wanted = dist::split_piece(name);
+  const std::int64_t unit = name.find("_scale.") == std::string::npos ? 1 : block;
+  const std::int64_t first = wanted.begin / unit, size = tensor.numel();
+  auto flat = tensor.view({-1});
+  std::int64_t filled = 0;
+  for (const auto& [saved_name, part] : saved) {
+    if (saved_name.compare(0, wanted.parameter.size(), wanted.parameter) != 0) continue;
+    const auto piece = dist::split_piece(saved_name);
+    if (piece.parameter != wanted.parameter) continue;
+    expect(part.scalar_type() == tensor.scalar_type(), Fault::data, "the checkpoint's ", saved_name,
+           " is ", c10::toString(part.scalar_type()), ", not ", c10::toString(tensor.scalar_type()),
+           "; is it of another run?");
+    const std::int64_t at = piece.begin / unit - first;  // of the part, in `flat`
+    const std::int64_t begin = std::max<std::int64_t>(0, at);
+    const std::int64_t end = std::min(size, at + part.numel());
+    if (begin >= end) continue;
+    flat.slice(0, begin, end).copy_(part.reshape({-1}).slice(0, begin - at, end - at));
+    filled += end - begin;
+  }
+  expect(filled == size, Fault::data, "the checkpoint holds ", filled, " of the ", size,
+         " values of ", name, "; is it of another model?");
 }
 
 std::vector<std::string> list_checkpoints(const std::string& folder) {
@@ -160,15 +227,16 @@ std::vector<std::string> list_checkpoints(const std::string& folder) {
   return paths;
 }
 
-std::optional<Checkpoint> last_checkpoint(const std::string& folder) {
+std::string last_checkpoint(const std::string& folder) {
   for (const auto& path : list_checkpoints(folder)) {
     try {
-      return read_checkpoint(path);
-    } catch (const Error& error) {
-      log::warn("not resuming from ", path, ": ", error.what());
+      verify_files(path, read_manifest(path));
+      return path;
+    } catch (const std::exception& error) {
+      log::warn("not going on from ", path, ": ", error.what());
     }
   }
-  return std::nullopt;
+  return "";
 }
 
 void prune_checkpoints(const std::string& folder, std::int64_t limit) {
@@ -195,10 +263,11 @@ void remove_unfinished_checkpoints(const std::string& folder) {
   for (const auto& path : doomed) fs::remove_all(path);
 }
 
-CheckpointWriter::CheckpointWriter(std::string folder, std::int64_t limit)
-    : folder_(std::move(folder)), limit_(limit) {}
+CheckpointWriter::CheckpointWriter(std::string folder, std::int64_t limit, Writers writers)
+    : folder_(std::move(folder)), limit_(limit), writers_(std::move(writers)) {}
 
 CheckpointWriter::~CheckpointWriter() {
+  leaves_ = true;
   try {
     wait();
   } catch (const std::exception& error) {
@@ -213,10 +282,11 @@ void CheckpointWriter::save(const Checkpoint& checkpoint, std::function<void()> 
   snapshot->step = checkpoint.step;
   snapshot->state = checkpoint.state;
   for (const auto& [name, tensor] : checkpoint.tensors)
-    snapshot->tensors.add(name, tensor.detach().to(torch::kCPU, /*non_blocking=*/false,
-                                                   /*copy=*/true));
+    snapshot->tensors.add(name,
+                          tensor.detach().to(torch::kCPU, /*non_blocking=*/false, /*copy=*/true));
   pending_ = std::async(std::launch::async, [this, snapshot, on_saved = std::move(on_saved)] {
-    write_checkpoint(folder_, *snapshot);
+    write_checkpoint(folder_, *snapshot, writers_, [this] { return leaves_.load(); });
+    if (writers_.rank != 0) return;
     if (on_saved) on_saved();
     prune_checkpoints(folder_, limit_);
   });

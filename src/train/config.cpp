@@ -16,32 +16,43 @@ void expect_one_of(const std::string& name, const std::string& value,
 
 /// Settings that may change where a run goes on: they do not touch what is learned. Paths may,
 /// because what is behind them is compared instead.
-constexpr const char* kMayChange[] = {"source",
-                                      "model_name_or_path",
-                                      "model_base",
-                                      "vision_tower",
-                                      "pretrain_mm_mlp_adapter",
-                                      "lora_weight_path",
-                                      "gradient_checkpointing",
-                                      "data_path",
-                                      "image_folder",
-                                      "video_folder",
-                                      "dataloader_num_workers",
-                                      "on_bad_image",
-                                      "eval_data_path",
-                                      "per_device_eval_batch_size",
-                                      "output_dir",
-                                      "on_nan",
-                                      "eval_strategy",
-                                      "eval_steps",
-                                      "save_strategy",
-                                      "save_steps",
-                                      "save_total_limit",
-                                      "resume_from_checkpoint",
-                                      "overwrite_output_dir",
-                                      "logging_steps",
-                                      "report_to",
-                                      "run_name"};
+constexpr const char* kMayChange[] = {
+    "source",
+    "model_name_or_path",
+    "model_base",
+    "vision_tower",
+    "pretrain_mm_mlp_adapter",
+    "lora_weight_path",
+    "gradient_checkpointing",
+    "data_path",
+    "image_folder",
+    "video_folder",
+    "per_device_train_batch_size",  // the global batch is compared
+    "gradient_accumulation_steps",
+    "dataloader_num_workers",
+    "on_bad_image",
+    "eval_data_path",
+    "per_device_eval_batch_size",
+    "output_dir",
+    "on_nan",
+    "eval_strategy",
+    "eval_steps",
+    "save_strategy",
+    "save_steps",
+    "save_total_limit",
+    "resume_from_checkpoint",
+    "overwrite_output_dir",
+    "logging_steps",
+    "report_to",
+    "run_name",
+    "nproc_per_node",
+    "dist_backend",
+    "dist_timeout",
+    "dist_check_steps",
+    "dist_link_speed",
+    "zero",
+    "zero_offload_optimizer",
+    "ddp_bucket_cap_mb"};
 
 }  // namespace
 
@@ -64,6 +75,9 @@ void check(const TrainConfig& config) {
   check(config.loop);
   check(config.checkpoint);
   check(config.metrics);
+  check(config.launch);
+  check(config.group);
+  check(config.sync);
   const bool has_validation = !config.data.eval_data_path.empty() || config.data.val_size > 0;
   expect(config.loop.eval_strategy == "no" || has_validation, Fault::usage, "--eval_strategy ",
          config.loop.eval_strategy,

@@ -59,17 +59,14 @@ void add_model_keys(const std::string& path, const Json& settings) {
   write_file(path, json_text(both));
 }
 
-}  // namespace
-
-void save_final_model(const TrainConfig& config, const Compute& compute, model::Pretrained start,
-                      const TrainingData& data) {
+void write_and_compare(const TrainConfig& config, const Compute& compute, model::Pretrained start,
+                       const input::Batch& batch, const torch::Tensor& before) {
   const std::string& output = config.loop.output_dir;
   const std::string folder = output + "/model";
   const Tune tune = read_tune(config.stage);
-  const auto batch = probe_batch(data, config.model.model_max_length);
-  const torch::Tensor before = probe_logits(start.model, batch);
-
-  model::LoadOptions options{.device = compute.device, .dtype = compute.dtype};
+  model::LoadOptions options;
+  options.device = compute.device;
+  options.dtype = compute.dtype;
   make_folder(folder);
   if (tune.llm == Tuning::lora) {
     const std::string base =
@@ -92,6 +89,18 @@ void save_final_model(const TrainConfig& config, const Compute& compute, model::
          ": the model read back gives other logits than the one that was trained (by up to ",
          difference, "); the last checkpoint is good");
   log::info("saved ", folder, "; read back, it gives the same logits");
+}
+
+}  // namespace
+
+void save_final_model(const TrainConfig& config, const Compute& compute, model::Pretrained start,
+                      const TrainingData& data, dist::GradientSync& sync,
+                      const dist::ProcessGroup& group) {
+  const auto batch = probe_batch(data, config.model.model_max_length);
+  const torch::Tensor before = probe_logits(start.model, batch);
+  sync.gather_on_host();
+  if (compute.rank == 0) write_and_compare(config, compute, std::move(start), batch, before);
+  group.barrier("the final model");
 }
 
 }  // namespace llava::train

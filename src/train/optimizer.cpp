@@ -73,8 +73,9 @@ Optimizer::Optimizer(std::vector<ParameterGroup> groups, const OptimizerConfig& 
       slot.sq_scales.push_back(torch::zeros({moment_blocks(master.numel())}, master.options()));
     }
   }
-  expect(!slots_.empty(), Fault::usage, "nothing trains; choose what does with --tune");
-  step_ = torch::zeros({}, slots_[0].masters[0].options());
+  // A rank may own nothing.
+  step_ = torch::zeros(
+      {}, slots_.empty() ? torch::TensorOptions(torch::kFloat32) : slots_[0].masters[0].options());
 }
 
 torch::Tensor Optimizer::gradient_norm() {
@@ -86,7 +87,7 @@ torch::Tensor Optimizer::gradient_norm() {
     for (const auto& norm : at::_foreach_norm(gradients, 2, torch::kFloat32))
       norms.push_back(norm.to(step_.device()));
   }
-  return torch::stack(norms).norm();
+  return norms.empty() ? torch::zeros_like(step_) : torch::stack(norms).norm();
 }
 
 void Optimizer::step(double rate_factor, const torch::Tensor& norm, const torch::Tensor& skip) {

@@ -41,12 +41,14 @@ Json effective_settings(const TrainConfig& config, const Compute& compute) {
   return settings;
 }
 
-Json environment(const Compute& compute) {
+Json environment(const TrainConfig& config, const Compute& compute) {
   return {{"libtorch", TORCH_VERSION},
           {"device", compute.device.is_cuda() ? "cuda" : "cpu"},
           {"threads", at::get_num_threads()},
           {"cpu_capability", at::get_cpu_capability()},
-          {"world_size", compute.world_size}};
+          {"world_size", compute.world_size},
+          {"zero", config.sync.zero},
+          {"per_device_train_batch_size", config.data.per_device_train_batch_size}};
 }
 
 OutputFolder::OutputFolder(const TrainConfig& config, const Compute& compute) {
@@ -64,7 +66,7 @@ OutputFolder::OutputFolder(const TrainConfig& config, const Compute& compute) {
     }
   }
   write_file(folder + "/config.json", json_text(effective_settings(config, compute)));
-  write_file(folder + "/environment.json", json_text(environment(compute)));
+  write_file(folder + "/environment.json", json_text(environment(config, compute)));
 }
 
 OutputFolder::~OutputFolder() {

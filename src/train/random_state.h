@@ -5,10 +5,12 @@
 
 namespace llava::train {
 
-/// States of the generators of the CPU and of a device, by name.
-std::vector<std::pair<std::string, torch::Tensor>> random_states(torch::Device device);
+/// States of the generators of the CPU and of a rank's device, by name.
+std::vector<std::pair<std::string, torch::Tensor>> random_states(torch::Device device,
+                                                                 std::int64_t rank);
 
-/// Throws Error(data) if `state` lacks one of them.
-void restore_random_states(const weights::StateDict& state, torch::Device device);
+/// A rank that `saved` does not know keeps its own.
+void restore_random_states(const weights::StateDict& saved, torch::Device device,
+                           std::int64_t rank);
 
 }  // namespace llava::train

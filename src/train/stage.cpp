@@ -141,6 +141,15 @@ std::vector<ParameterGroup> choose_stage(model::Llava& model, const StageConfig&
   return groups;
 }
 
+std::vector<ParameterGroup> owned_groups(dist::GradientSync& sync,
+                                         std::vector<ParameterGroup> groups) {
+  std::vector<dist::NamedTensors> parameters;
+  for (const auto& group : groups) parameters.push_back(group.parameters);
+  auto owned = sync.owned(parameters);
+  for (std::size_t i = 0; i < groups.size(); ++i) groups[i].parameters = std::move(owned[i]);
+  return groups;
+}
+
 std::string describe_stage(const model::Llava& model, const StageConfig& config,
                            const std::vector<ParameterGroup>& groups) {
   const Tune tune = read_tune(config);

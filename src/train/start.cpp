@@ -174,6 +174,25 @@ nn::Recompute read_recompute(const std::string& word) {
   return nn::Recompute::full;
 }
 
+model::LlavaConfig planned_config(const ModelSource& source) {
+  model::LlavaConfig config;
+  if (is_llava(source.model_name_or_path)) {
+    config = model::read_llava_config(source.model_name_or_path, source.vision_tower);
+  } else {
+    expect(!source.vision_tower.empty(), Fault::usage, source.model_name_or_path,
+           " is an LLM without a vision tower; name a CLIP folder with --vision_tower");
+    config.text = model::read_llama_config(source.model_name_or_path);
+    config.vision = model::read_clip_config(source.vision_tower);
+    config.projector_type = source.mm_projector_type.value_or(config.projector_type);
+    config.tiling.aspect = media::Aspect::pad;
+    config.tiling.tile = config.vision.image_size;
+    config.merge.side = config.vision.side();
+  }
+  apply_settings(source, config);
+  config.has_newline = config.has_newline || config.merge.unpad;
+  return config;
+}
+
 model::Pretrained load_model(const ModelSource& source, const Compute& compute) {
   const model::LoadOptions options{.device = compute.device,
                                    .dtype = compute.dtype,

@@ -1,11 +1,14 @@
 #include "llava/train/trainer.h"
 
 #include "crc32c.h"
+#include "eight_bit.h"
 #include "llava/base/log.h"
 #include "llava/nn/device.h"
 #include "llava/train/output.h"
 #include "random_state.h"
 #include "signals.h"
+
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -20,22 +23,6 @@ double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-/// A checksum of the beginning of every frozen tensor: tells two base models apart.
-std::uint32_t frozen_fingerprint(const model::Llava& model) {
-  constexpr std::int64_t kValues = 64;
-  std::uint32_t checksum = 0;
-  for (const auto& item : model->named_parameters()) {
-    checksum = crc32c(item.key(), checksum);
-    if (item.value().requires_grad()) continue;
-    const auto flat = item.value().detach().flatten();
-    const auto head = flat.slice(0, 0, std::min(kValues, flat.size(0)))
-                          .to(torch::kCPU, torch::kFloat32)
-                          .contiguous();
-    checksum = crc32c({static_cast<const char*>(head.const_data_ptr()), head.nbytes()}, checksum);
-  }
-  return checksum;
-}
-
 /// The first few of a list of sample ids, for messages.
 std::string listed(const std::vector<std::string>& ids) {
   constexpr std::size_t kShown = 8;
@@ -46,63 +33,98 @@ std::string listed(const std::vector<std::string>& ids) {
 
 }  // namespace
 
+ModelFacts facts_of(const model::Llava& model) {
+  constexpr std::int64_t kValues = 64;  // of the beginning of each frozen tensor
+  ModelFacts facts{learning_of(model), 0};
+  for (const auto& item : model->named_parameters()) {
+    facts.fingerprint = crc32c(item.key(), facts.fingerprint);
+    if (item.value().requires_grad()) continue;
+    const auto flat = item.value().detach().flatten();
+    const auto head = flat.slice(0, 0, std::min(kValues, flat.size(0)))
+                          .to(torch::kCPU, torch::kFloat32)
+                          .contiguous();
+    facts.fingerprint =
+        crc32c({static_cast<const char*>(head.const_data_ptr()), head.nbytes()}, facts.fingerprint);
+  }
+  return facts;
+}
+
 Trainer::Trainer(const TrainConfig& config, const Compute& compute, const TrainerParts& parts)
     : config_(config),
       compute_(compute),
       parts_(parts),
       steps_per_epoch_(parts.data.train->sampler().steps_per_epoch()),
       total_steps_(train::total_steps(config.schedule, steps_per_epoch_)),
-      learning_(learning_of(parts.model)),
-      peak_flops_(train::peak_flops(compute.device, compute.dtype)),
-      writer_(config.loop.output_dir, config.checkpoint.save_total_limit) {
+      peak_flops_(train::peak_flops(compute.device, compute.dtype)) {
   const auto& data = config.data;
   identity_ = {{"settings", effective_settings(config, compute)},
                {"data", parts.data.records->fingerprint()},
-               {"model", frozen_fingerprint(parts.model)},
+               {"model", parts.facts.fingerprint},
                {"global_batch", data.per_device_train_batch_size *
                                     data.gradient_accumulation_steps * compute.world_size},
-               {"environment", environment(compute)}};
+               {"environment", environment(config, compute)}};
+  parts.group.expect_same(identity_.dump(), "the settings, data and model of a run");
+  const auto token = parts.group.all_gather_text(std::to_string(::getpid()), "process numbers")[0];
+  writer_.emplace(config.loop.output_dir, config.checkpoint.save_total_limit,
+                  Writers{compute.rank, compute.world_size, token});
+  auto& llama = *parts_.model->llama;
+  llama.before_layer = [&sync = parts.sync](std::int64_t layer, const torch::Tensor& hidden) {
+    sync.before_layer(layer, hidden);
+  };
+  llama.after_layer = [&sync = parts.sync](std::int64_t layer, const torch::Tensor& hidden) {
+    sync.after_layer(layer, hidden);
+  };
   parts_.model->train();
 }
+
+Trainer::~Trainer() { parts_.model->llama->before_layer = parts_.model->llama->after_layer = {}; }
 
 StepReport Trainer::step() {
   const data::Step work = parts_.data.train->next();
   const auto micro_steps = work.micro_batches.size();
+  StepReport report;
+  report.step = progress_.step + 1;
+  for (const auto& batch : work.micro_batches)
+    report.samples.insert(report.samples.end(), batch.example_ids.begin(), batch.example_ids.end());
+  parts_.group.note(report.step, listed(report.samples));
+  // Of all ranks: learned tokens, samples, tokens, samples left out.
+  const auto counts =
+      parts_.group.sum(torch::tensor({work.num_learned, work.num_samples, work.num_tokens,
+                                      work.losses.skipped + work.losses.dropped}),
+                       "counts of a step");
   const bool by_token = config_.loop.loss_reduction == "token";
   // What one micro-batch's loss is divided by, so that those of all ranks add up to the step's.
   const double divisor =
-      by_token ? std::max(1.0, parts_.group.sum(torch::tensor(work.num_learned)).item<double>())
+      by_token ? std::max(1.0, counts[0].item<double>())
                : static_cast<double>(micro_steps) * static_cast<double>(compute_.world_size);
 
-  StepReport report;
   torch::Tensor loss = torch::zeros({}, torch::device(compute_.device));
   for (std::size_t micro = 0; micro < micro_steps; ++micro) {
     const input::Batch& batch = work.micro_batches[micro];
-    report.flops += useful_flops(parts_.model->config, learning_, work_of(batch));
-    report.samples.insert(report.samples.end(), batch.example_ids.begin(), batch.example_ids.end());
+    report.flops += useful_flops(parts_.model->config, parts_.facts.learning, work_of(batch));
     const torch::Tensor part = parts_.model->loss(batch.to(compute_.device), by_token) / divisor;
     parts_.sync.backward(part, /*last_micro_step=*/micro + 1 == micro_steps);
     loss += part.detach();
   }
-  loss = parts_.group.sum(loss);
-  const torch::Tensor grad_norm = parts_.optimizer.gradient_norm();
-  const torch::Tensor skip = torch::isfinite(loss + grad_norm).logical_not().to(torch::kFloat32);
+  loss = parts_.group.sum(loss, "the loss");
+  const torch::Tensor norm = parts_.sync.total_norm(parts_.optimizer.gradient_norm());
+  const torch::Tensor skip = torch::isfinite(loss + norm).logical_not().to(torch::kFloat32);
   const double factor = rate_factor(config_.schedule, progress_.step, total_steps_);
-  parts_.optimizer.step(factor, grad_norm, skip);
+  parts_.optimizer.step(factor, norm, skip);
   parts_.optimizer.zero_grad();
+  parts_.sync.publish();
 
-  report.step = ++progress_.step;
-  report.figures = torch::stack({loss, grad_norm, skip});
+  report.figures = torch::stack({loss, norm, skip});
   report.learning_rate = factor * config_.schedule.learning_rate;
-  progress_.samples += work.num_samples;
-  progress_.tokens += work.num_tokens;
-  progress_.samples_skipped += work.losses.skipped + work.losses.dropped;
+  progress_.step = report.step;
+  progress_.samples += counts[1].item<std::int64_t>();
+  progress_.tokens += counts[2].item<std::int64_t>();
+  progress_.samples_skipped += counts[3].item<std::int64_t>();
   return report;
 }
 
 void Trainer::run() {
   const StopSignals signals;
-  if (!metrics_) resume();
   const double began = seconds_now();
   const std::int64_t first_step = progress_.step;
   begin_interval();
@@ -117,21 +139,33 @@ void Trainer::run() {
         (is_last && config_.checkpoint.save_strategy != "no"))
       save();
     const std::string signal = StopSignals::received();
-    if (!parts_.group.any(!signal.empty())) continue;
-    save();
-    writer_.wait();
-    metrics_->line("event", progress_.step, {{"what", "stopped"}, {"signal", signal}});
-    fail(Fault::stopped, "stopped by ", signal.empty() ? "another rank" : signal, " after step ",
-         progress_.step, " of ", total_steps_, " and saved; --resume_from_checkpoint last goes on");
+    if (parts_.group.any(!signal.empty(), "whether to stop")) stop(signal);
   }
-  writer_.wait();
-  const double seconds = seconds_now() - began;
-  const auto steps = static_cast<double>(progress_.step - first_step);
+  finish_saving();
+  write_end(seconds_now() - began, progress_.step - first_step);
+}
+
+/// Returns once the last checkpoint is safe, on all ranks.
+void Trainer::finish_saving() {
+  writer_->wait();
+  parts_.group.barrier("the last checkpoint");
+}
+
+void Trainer::stop(const std::string& signal) {
+  save();
+  finish_saving();
+  if (metrics_) metrics_->line("event", progress_.step, {{"what", "stopped"}, {"signal", signal}});
+  fail(Fault::stopped, "stopped by ", signal.empty() ? "another rank" : signal, " after step ",
+       progress_.step, " of ", total_steps_, " and saved; --resume_from_checkpoint last goes on");
+}
+
+void Trainer::write_end(double seconds, std::int64_t steps) {
+  if (!metrics_) return;
   const auto updates = std::max<std::int64_t>(1, progress_.step - progress_.updates_skipped);
   metrics_->line("end", progress_.step,
                  {{"train_loss", progress_.loss_sum / static_cast<double>(updates)},
                   {"train_runtime", seconds},
-                  {"train_steps_per_second", seconds > 0 ? steps / seconds : 0},
+                  {"train_steps_per_second", static_cast<double>(steps) / std::max(1e-9, seconds)},
                   {"samples", progress_.samples},
                   {"tokens", progress_.tokens}});
   metrics_->draw();
@@ -173,15 +207,15 @@ void Trainer::react_to_non_finite(const StepReport& report, double loss, double 
   log::warn(what.str());
   if (config_.loop.on_nan == "skip") return;
 
-  writer_.wait();
-  const auto saved = last_checkpoint(config_.loop.output_dir);
-  expect(saved && rollbacks_ < kMostRollbacks, Fault::non_finite, what.str(),
-         saved ? "; went back to the last checkpoint three times already"
-               : "; there is no checkpoint to go back to yet",
+  finish_saving();
+  const Checkpoint saved = checkpoint_from("last");
+  expect(saved.step > 0 && rollbacks_<kMostRollbacks, Fault::non_finite, what.str(), saved.step> 0
+             ? "; went back to the last checkpoint three times already"
+             : "; there is no checkpoint to go back to yet",
          "; lower --learning_rate");
   ++rollbacks_;
-  restore(*saved, /*with_random=*/false);
-  log::warn("weights and optimizer are back at step ", saved->step, "; going on behind step ",
+  restore(saved, /*with_random=*/false);
+  log::warn("weights and optimizer are back at step ", saved.step, "; going on behind step ",
             report.step);
 }
 
@@ -226,8 +260,9 @@ double Trainer::evaluate() {
     learned += work.num_learned;
   }
   parts_.model->train();
-  const double total = parts_.group.sum(sum).item<double>();
-  const double count = parts_.group.sum(torch::tensor(learned)).item<double>();
+  const double total = parts_.group.sum(sum, "the validation loss").item<double>();
+  const double count =
+      parts_.group.sum(torch::tensor({learned}), "validated tokens").item<double>();
   return total / std::max(1.0, count);
 }
 
@@ -236,7 +271,8 @@ void Trainer::validate() {
   const double began = seconds_now();
   const double loss = evaluate();
   log::info("validation at step ", progress_.step, ": loss ", loss);
-  metrics_->line("eval", progress_.step, {{"loss", loss}, {"runtime", seconds_now() - began}});
+  if (metrics_)
+    metrics_->line("eval", progress_.step, {{"loss", loss}, {"runtime", seconds_now() - began}});
   begin_interval();
 }
 
@@ -249,23 +285,23 @@ Checkpoint Trainer::checkpoint() const {
   Checkpoint checkpoint;
   checkpoint.step = progress_.step;
   checkpoint.state = {{"progress", config_json(progress_)}, {"identity", identity_}};
-  for (const auto& [name, tensor] : parts_.optimizer.state()) checkpoint.tensors.add(name, tensor);
-  for (const auto& [name, tensor] : random_states(compute_.device))
+  // Without ZeRO all ranks hold the same.
+  if (compute_.rank == 0 || config_.sync.zero > 0) {
+    for (const auto& [name, tensor] : parts_.optimizer.state())
+      if (compute_.rank == 0 || name != "step") checkpoint.tensors.add(name, tensor);
+  }
+  for (const auto& [name, tensor] : random_states(compute_.device, compute_.rank))
     checkpoint.tensors.add(name, tensor);
   return checkpoint;
 }
 
 void Trainer::restore(const Checkpoint& checkpoint, bool with_random) {
   torch::NoGradGuard no_grad;
-  for (auto& [name, tensor] : parts_.optimizer.state()) {
-    const auto& saved = checkpoint.tensors.at(name);
-    expect(saved.sizes() == tensor.sizes() && saved.scalar_type() == tensor.scalar_type(),
-           Fault::data, "checkpoint of step ", checkpoint.step, ": ", name, " is ", saved.sizes(),
-           " where ", tensor.sizes(), " is needed; is it of another model?");
-    tensor.copy_(saved);
-  }
+  for (const auto& [name, tensor] : parts_.optimizer.state())
+    restore_tensor(checkpoint.tensors, name, tensor, kMomentBlock);
   parts_.optimizer.weights_from_masters();
-  if (with_random) restore_random_states(checkpoint.tensors, compute_.device);
+  parts_.sync.publish();
+  if (with_random) restore_random_states(checkpoint.tensors, compute_.device, compute_.rank);
 }
 
 void Trainer::save() {
@@ -277,47 +313,61 @@ void Trainer::save() {
            Fault::non_finite, "step ", progress_.step, ": ", name,
            " holds numbers that are not finite; nothing was saved, the last checkpoint is good; "
            "lower --learning_rate");
-  writer_.save(now, [step = now.step] { log::info("saved checkpoint-", step); });
+  writer_->save(now, [step = now.step] { log::info("saved checkpoint-", step); });
   saved_step_ = progress_.step;
   rollbacks_ = 0;
-  metrics_->line("save", progress_.step, {{"path", "checkpoint-" + std::to_string(now.step)}});
-  metrics_->draw();
+  if (metrics_) {
+    metrics_->line("save", progress_.step, {{"path", "checkpoint-" + std::to_string(now.step)}});
+    metrics_->draw();
+  }
   begin_interval();
+}
+
+/// The checkpoint that rank 0 chose and verified; one of step 0 where there is none.
+Checkpoint Trainer::checkpoint_from(const std::string& wanted) const {
+  std::string path = wanted;
+  if (compute_.rank == 0) {
+    if (wanted == "last") path = last_checkpoint(config_.loop.output_dir);
+    if (!path.empty() && wanted != "last") read_checkpoint(path);
+  }
+  path = parts_.group.all_gather_text(path, "the checkpoint to go on from")[0];
+  return path.empty() ? Checkpoint{} : read_checkpoint(path, /*verifies=*/false);
+}
+
+void Trainer::expect_same_run(const Checkpoint& checkpoint) const {
+  const Json& before = checkpoint.state.at("identity");
+  const std::string why = "cannot go on from checkpoint-" + std::to_string(checkpoint.step) + ": ";
+  const std::string changes = describe_changes(before.at("settings"), identity_["settings"]);
+  expect(changes.empty(), Fault::usage, why, changes,
+         "; give the old settings, or start a new run from the model");
+  for (const auto& [key, what] : {std::pair("data", "the training set is not the same"),
+                                  std::pair("model", "the frozen weights are not the same"),
+                                  std::pair("global_batch", "the global batch is not the same")})
+    expect(before.at(key) == identity_[key], Fault::usage, why, what, " (", before.at(key).dump(),
+           " then, ", identity_[key].dump(), " now)");
+  for (const auto& [key, value] : identity_["environment"].items())
+    if (before.at("environment").value(key, Json()) != value)
+      log::warn("going on, but not bit for bit: ", key, " was ",
+                before.at("environment").value(key, Json()).dump(), " and is ", value.dump());
 }
 
 void Trainer::resume() {
   const std::string& wanted = config_.checkpoint.resume_from_checkpoint;
-  std::optional<Checkpoint> from;
-  if (wanted == "last") {
-    from = last_checkpoint(config_.loop.output_dir);
-    if (!from) log::info("no checkpoint to go on from in ", config_.loop.output_dir);
-  } else if (!wanted.empty()) {
-    from = read_checkpoint(wanted);
-  }
-  if (from) {
-    const Json& before = from->state.at("identity");
-    const std::string why = "cannot go on from checkpoint-" + std::to_string(from->step) + ": ";
-    const std::string changes = describe_changes(before["settings"], identity_["settings"]);
-    expect(changes.empty(), Fault::usage, why, changes,
-           "; give the old settings, or start a new run from the model");
-    for (const auto& [key, what] : {std::pair("data", "the training set is not the same"),
-                                    std::pair("model", "the frozen weights are not the same"),
-                                    std::pair("global_batch", "the global batch is not the same")})
-      expect(before[key] == identity_[key], Fault::usage, why, what, " (", before[key].dump(),
-             " then, ", identity_[key].dump(), " now)");
-    for (const auto& [key, value] : identity_["environment"].items())
-      if (before["environment"][key] != value)
-        log::warn("going on, but not bit for bit: ", key, " was ",
-                  before["environment"][key].dump(), " and is ", value.dump());
-    restore(*from, /*with_random=*/true);
-    progress_ = read_config<Progress>(from->state.at("progress"), "progress");
+  const Checkpoint from = wanted.empty() ? Checkpoint{} : checkpoint_from(wanted);
+  if (from.step > 0) {
+    expect_same_run(from);
+    restore(from, /*with_random=*/true);
+    progress_ = read_config<Progress>(from.state.at("progress"), "progress");
     saved_step_ = progress_.step;
     parts_.data.train->seek(progress_.step);
     log::info("going on from checkpoint-", progress_.step);
+  } else if (!wanted.empty()) {
+    log::info("no checkpoint to go on from in ", config_.loop.output_dir, "; beginning afresh");
   }
+  if (compute_.rank != 0) return;
   metrics_.emplace(config_.loop.output_dir, config_.metrics, run_name(config_), progress_.step,
                    total_steps_);
-  if (from) metrics_->line("event", progress_.step, {{"what", "resumed"}});
+  if (from.step > 0) metrics_->line("event", progress_.step, {{"what", "resumed"}});
 }
 
 }  // namespace llava::train

@@ -3,6 +3,8 @@
 // defaults, which are LLaVA-1.5's Stage 2 where the published recipes agree.
 #pragma once
 
+#include "llava/dist/gradient_sync.h"
+#include "llava/dist/launch.h"
 #include "llava/train/checkpoint.h"
 #include "llava/train/metrics.h"
 #include "llava/train/optimizer.h"
@@ -47,6 +49,9 @@ struct TrainConfig {
   LoopConfig loop;
   CheckpointConfig checkpoint;
   MetricsConfig metrics;
+  dist::LaunchConfig launch;
+  dist::GroupConfig group;
+  dist::SyncConfig sync;
 
   template <class Field>
   void fields(Field& field) {
@@ -59,6 +64,9 @@ struct TrainConfig {
     loop.fields(field);
     checkpoint.fields(field);
     metrics.fields(field);
+    launch.fields(field);
+    group.fields(field);
+    sync.fields(field);
   }
 };
 

@@ -15,7 +15,7 @@ namespace llava::train {
 struct MetricsConfig {
   std::int64_t logging_steps = 1;
   std::string report_to = "tensorboard";
-  std::string run_name;
+  std::string run_name = "";
 
   template <class Field>
   void fields(Field& field) {

@@ -10,7 +10,7 @@ namespace llava::train {
 Json effective_settings(const TrainConfig& config, const Compute& compute);
 
 /// What a bit-for-bit continuation depends on besides the settings.
-Json environment(const Compute& compute);
+Json environment(const TrainConfig& config, const Compute& compute);
 
 /// Holds the folder while it lives.
 class OutputFolder {

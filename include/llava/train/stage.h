@@ -2,6 +2,7 @@
 // rate and a weight decay for each part.
 #pragma once
 
+#include "llava/dist/gradient_sync.h"
 #include "llava/model/llava.h"
 #include "llava/train/optimizer.h"
 
@@ -12,9 +13,9 @@
 namespace llava::train {
 
 struct StageConfig {
-  std::string tune;
+  std::string tune = "";
   bool tune_mm_mlp_adapter = false;
-  std::optional<double> mm_projector_lr, mm_vision_tower_lr;
+  std::optional<double> mm_projector_lr = {}, mm_vision_tower_lr = {};
   bool lora_enable = false;
   std::int64_t lora_r = 64;
   double lora_alpha = 16;
@@ -57,6 +58,10 @@ Tune read_tune(const StageConfig& config);
 std::vector<ParameterGroup> choose_stage(model::Llava& model, const StageConfig& config,
                                          double learning_rate, double weight_decay,
                                          std::uint64_t seed);
+
+/// The same groups, with what this rank updates of each.
+std::vector<ParameterGroup> owned_groups(dist::GradientSync& sync,
+                                         std::vector<ParameterGroup> groups);
 
 /// What learns, as a table for people: part, how, parameters, learning rate, weight decay, dtype.
 std::string describe_stage(const model::Llava& model, const StageConfig& config,

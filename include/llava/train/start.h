@@ -118,6 +118,9 @@ struct Compute {
   std::int64_t rank = 0, world_size = 1;
 };
 
+/// The shape of the model that load_model would load or make, from its config files alone.
+model::LlavaConfig planned_config(const ModelSource& source);
+
 /// The model, frozen or not as it comes, with its settings as `source` wants them.
 /// Throws Error(usage) for settings that contradict the folder, Error(data) for broken files.
 model::Pretrained load_model(const ModelSource& source, const Compute& compute);

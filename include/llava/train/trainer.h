@@ -12,9 +12,17 @@
 
 namespace llava::train {
 
+/// What has to be known of the model before its weights are shared out among ranks.
+struct ModelFacts {
+  Learning learning;
+  std::uint32_t fingerprint = 0;  // of what is frozen: tells two base models apart
+};
+ModelFacts facts_of(const model::Llava& model);
+
 /// What a trainer works with; everything must outlive it.
 struct TrainerParts {
   model::Llava model;
+  ModelFacts facts;
   Optimizer& optimizer;
   TrainingData& data;
   dist::GradientSync& sync;
@@ -51,6 +59,9 @@ struct StepReport {
 class Trainer {
  public:
   Trainer(const TrainConfig& config, const Compute& compute, const TrainerParts& parts);
+  ~Trainer();
+  Trainer(const Trainer&) = delete;
+  Trainer& operator=(const Trainer&) = delete;
 
   /// Goes on where the checkpoint that the settings name left off; without one, from the beginning.
   /// Throws Error(usage) saying why it cannot: other settings, other data, another model.
@@ -89,13 +100,17 @@ class Trainer {
   void log_step();
   void validate();
   void save();
+  void finish_saving();
+  void stop(const std::string& signal);
+  void write_end(double seconds, std::int64_t steps);
+  Checkpoint checkpoint_from(const std::string& path) const;
+  void expect_same_run(const Checkpoint& checkpoint) const;
   bool is_due(const std::string& strategy, std::int64_t every) const;
 
   const TrainConfig& config_;
   Compute compute_;
   TrainerParts parts_;
   std::int64_t steps_per_epoch_, total_steps_;
-  Learning learning_;
   std::optional<double> peak_flops_;
   Json identity_;  // what must be the same where a run goes on
 
@@ -103,8 +118,8 @@ class Trainer {
   std::vector<StepReport> pending_;  // not yet read from the device
   Interval interval_;
   std::int64_t saved_step_ = -1, rollbacks_ = 0;  // the second: since the last checkpoint
-  std::optional<Metrics> metrics_;
-  CheckpointWriter writer_;  // last: it finishes before the rest goes
+  std::optional<Metrics> metrics_;                // on rank 0
+  std::optional<CheckpointWriter> writer_;        // last: it finishes before the rest goes
 };
 
 }  // namespace llava::train

@@ -1,0 +1,664 @@
+#include "llava/train/planner.h"
+
+#include "llava/data/sample.h"
+#include "llava/model/adapter.h"
+#include "llava/nn/lora.h"
+#include "llava/train/flops.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdarg>
+#include <cstdio>
+#include <numeric>
+
+namespace llava::train {
+namespace {
+
+// CUDA's context, NCCL's channels and cuBLAS's workspaces; they are no tensors.
+constexpr double kContextBytes = 2e9;
+constexpr double kLogitsChunk = 128 << 20;    // nn/loss.cpp, kChunkBytes
+constexpr double kSlotValues = 1 << 26;       // train/optimizer.cpp, kSlotValues
+constexpr double kBucketsInFlight = 3;        // dist/zero.cpp: one filling, two on their way
+constexpr double kBlock = 256;                // train/eight_bit.h: values of one fp32 scale
+constexpr double kStragglers = 0.02;          // of a step's time
+constexpr double kContention = 0.05;          // slowdown of kernels beside a collective
+constexpr double kNetworkShare = 0.85;        // of the network's speed that a collective reaches
+constexpr double kHostLink = 20e9;            // bytes/s of GPU <-> host and of an update on the CPU
+constexpr std::int64_t kMeasured = 10'000;    // samples of a set that are looked at
+constexpr std::int64_t kSimulatedRanks = 64;  // more change little: balance depends on samples each
+
+double width_of(const TrainConfig& train) { return train.model.bf16 ? 2 : 4; }
+
+double share(double n) { return (n - 1) / n; }  // of a buffer that a ring sends
+
+std::int64_t layers_of(const PlanRequest& request) { return request.model.text.num_hidden_layers; }
+
+/// What learns, for flops.
+Learning learning_of(const Tune& tune, const Counts& counts) {
+  Learning learning;
+  learning.vision = tune.vision == Tuning::full;
+  learning.projector = tune.projector == Tuning::full;
+  learning.llm = tune.llm == Tuning::full;
+  learning.lora = tune.llm == Tuning::lora;
+  learning.lora_parameters = static_cast<std::int64_t>(counts.lora);
+  return learning;
+}
+
+// ── Batches ─────────────────────────────────────────────────────────────────────────────────────
+
+struct Dealt {
+  double micro_tokens = 0;  // of the largest micro-batch seen
+  double pairs = 0;         // mean of a sample
+  double tokens = 0;        // mean of a sample
+  double micro_steps = 0;
+  double imbalance = 1, padded = 1;
+};
+
+/// The tokens that the reference would compute for a batch in this order: every micro-step lasts as
+/// long as the longest sample of any rank.
+/// Source: haotian-liu/LLaVA 1.2.2, llava_trainer.py and DataCollatorForSupervisedDataset.
+double padded_tokens(const std::vector<std::int32_t>& tokens, std::int64_t rows_of_a_micro_step) {
+  double padded = 0;
+  for (std::size_t begin = 0; begin < tokens.size();
+       begin += static_cast<std::size_t>(rows_of_a_micro_step)) {
+    const auto end =
+        std::min(tokens.size(), begin + static_cast<std::size_t>(rows_of_a_micro_step));
+    const auto longest = *std::max_element(tokens.begin() + static_cast<std::ptrdiff_t>(begin),
+                                           tokens.begin() + static_cast<std::ptrdiff_t>(end));
+    padded += static_cast<double>(longest) * static_cast<double>(end - begin);
+  }
+  return padded;
+}
+
+/// Deals a few global batches as the sampler does.
+Dealt deal_some(const PlanRequest& request) {
+  constexpr int kBatches = 4;
+  const auto& train = request.train.data;
+  const auto limit = request.train.model.model_max_length;
+  data::SamplerConfig config;
+  config.rows = train.per_device_train_batch_size;
+  config.accumulation = train.gradient_accumulation_steps;
+  config.token_budget = train.tokens_per_micro_batch;
+  config.balanced = train.sampler == "balanced";
+  config.world = std::min(request.world(), kSimulatedRanks);
+
+  Dealt dealt;
+  const auto count = static_cast<std::size_t>(config.rows * config.accumulation * config.world);
+  const auto& all = request.samples.tokens;
+  double total = 0, slowest = 0, padded = 0, pairs = 0;
+  for (int batch = 0; batch < kBatches; ++batch) {
+    data::Lengths lengths;
+    for (std::size_t i = 0; i < count; ++i) {
+      // Multiplication by an odd number walks over all samples in a scattered order.
+      const auto at = ((batch * count + i) * 2654435761U) % all.size();
+      lengths.tokens.push_back(std::min<std::int32_t>(all[at], static_cast<std::int32_t>(limit)));
+      lengths.words.push_back(lengths.tokens.back());
+      pairs += 0.5 * lengths.tokens.back() * lengths.tokens.back();
+    }
+    padded += padded_tokens(lengths.tokens, config.rows * config.world);
+    std::vector<std::int64_t> members(count);
+    std::iota(members.begin(), members.end(), 0);
+    double most = 0;
+    for (const auto& plan : data::deal(members, lengths, config)) {
+      double of_rank = 0;
+      for (const auto& micro : plan) {
+        double tokens = 0;
+        for (const auto i : micro) tokens += lengths.tokens[static_cast<std::size_t>(i)];
+        dealt.micro_tokens = std::max(dealt.micro_tokens, tokens);
+        of_rank += tokens;
+      }
+      dealt.micro_steps = std::max(dealt.micro_steps, static_cast<double>(plan.size()));
+      most = std::max(most, of_rank);
+      total += of_rank;
+    }
+    slowest += most * static_cast<double>(config.world);
+  }
+  const double samples = static_cast<double>(count) * kBatches;
+  dealt.tokens = total / samples;
+  dealt.pairs = pairs / samples;
+  dealt.imbalance = slowest / total;
+  dealt.padded = padded / slowest;
+  return dealt;
+}
+
+// ── Bytes ───────────────────────────────────────────────────────────────────────────────────────
+
+/// Values that a token leaves in one layer for backward. Kept in any case: the two inputs of norms,
+/// q, k, v, attention's output, gate and up; for gradients of weights also the two norms' outputs
+/// and the product of gate and up, unless those are made again.
+double layer_values(const model::LlamaConfig& text, bool weights_learn, bool keeps_all) {
+  const auto D = static_cast<double>(text.hidden_size);
+  const auto F = static_cast<double>(text.intermediate_size);
+  const auto heads = static_cast<double>(text.num_attention_heads * text.head_dim);
+  const auto kv = static_cast<double>(text.num_key_value_heads * text.head_dim);
+  const double frozen = 2 * D + 2 * heads + 2 * kv + 2 * F;
+  return weights_learn && keeps_all ? frozen + 2 * D + F : frozen;
+}
+
+/// Bytes that LoRA adds for a token in one layer: what dropout keeps of each input (itself and a
+/// mask), and the narrow product.
+double lora_bytes(const model::LlamaConfig& text, const StageConfig& stage, double width) {
+  const auto D = static_cast<double>(text.hidden_size);
+  const auto F = static_cast<double>(text.intermediate_size);
+  const auto heads = static_cast<double>(text.num_attention_heads * text.head_dim);
+  const double inputs = 5 * D + heads + F;  // of q k v gate up, o, down
+  const double narrow = 7 * static_cast<double>(stage.lora_r) * width;
+  return narrow + (stage.lora_dropout > 0 ? inputs * (width + 1) : 0);
+}
+
+double activation_bytes(const PlanRequest& request, const Tune& tune, const Dealt& dealt) {
+  const auto& text = request.model.text;
+  const double width = width_of(request.train);
+  const bool learns = tune.llm != Tuning::none;
+  const auto policy = read_recompute(request.train.model.gradient_checkpointing);
+  const double softmax = 4.0 * static_cast<double>(text.num_attention_heads);  // fp32 log-sums
+  const double lora = tune.llm == Tuning::lora ? lora_bytes(text, request.train.stage, width) : 0;
+  const double whole = layer_values(text, learns, true) * width + softmax + lora;
+  const auto L = static_cast<double>(layers_of(request));
+  const auto D = static_cast<double>(text.hidden_size);
+  double token = L * whole;
+  if (policy == nn::Recompute::selective)
+    token = L * (layer_values(text, learns, false) * width + softmax + lora);
+  if (policy == nn::Recompute::full) token = L * D * width + whole;  // one layer is whole
+  token += 2 * D * width;  // spliced embeddings, input of the last norm
+
+  const auto& vision = request.model.vision;
+  const auto side = static_cast<double>(vision.side());
+  const auto C = static_cast<double>(vision.hidden_size);
+  const auto depth = static_cast<double>(model::projector_depth(request.model.projector_type));
+  const double tiles = request.samples.tiles * dealt.micro_tokens / dealt.tokens;
+  double tile = 0;
+  if (tune.projector == Tuning::full || tune.vision == Tuning::full)
+    tile += side * side * (C + std::max(0.0, depth - 1) * 2 * D) * width;
+  if (tune.vision == Tuning::full && policy != nn::Recompute::full)
+    tile += (side * side + 1) * static_cast<double>(vision.num_hidden_layers) *
+            (8 * C + 2 * static_cast<double>(vision.intermediate_size)) * width;
+  return token * dealt.micro_tokens + tile * tiles;
+}
+
+/// nn/loss.cpp: one chunk in fp32 and in the weights' type; with gradients of the head's weight an
+/// fp32 sum and its rounded copy.
+double logits_bytes(const PlanRequest& request, const Tune& tune, const Dealt& dealt) {
+  const double width = width_of(request.train);
+  const auto V = static_cast<double>(request.model.text.vocab_size);
+  const auto D = static_cast<double>(request.model.text.hidden_size);
+  const double learned = request.samples.learned * dealt.micro_tokens / dealt.tokens;
+  const double chunk = std::min(learned, kLogitsChunk / 4 / V) * V;
+  double bytes = chunk * (width == 4 ? 8 : 4 + 2 * width);
+  bytes += 3 * learned * D * width;  // selected rows, their gradients, those put back
+  if (tune.llm == Tuning::full) bytes += V * D * (width == 4 ? 8 : 4 + 2 * width);
+  return bytes;
+}
+
+/// Bytes of optimizer state of one learned parameter.
+double state_bytes(const TrainConfig& train) {
+  const double moments = train.optimizer.optim == "adamw_8bit" ? 2 + 8 / kBlock : 8;
+  return moments + (width_of(train) == 4 ? 0 : 4);  // fp32 masters of narrower weights
+}
+
+void add_bytes(const PlanRequest& request, const Counts& counts, const Tune& tune,
+               const Dealt& dealt, Plan& plan) {
+  const double width = width_of(request.train);
+  const auto n = static_cast<double>(request.world());
+  const auto zero = n > 1 ? request.train.sync.zero : 0;
+  const double gradient_width = zero > 0 && request.train.sync.grad_dtype == "float32" ? 4 : width;
+  const double of_layers = counts.layers + counts.lora;
+  const double learned_rest = counts.learned - counts.learned_in_layers;
+  const double owned = counts.learned / (zero > 0 ? n : 1);
+
+  plan.vision = counts.vision * width;
+  plan.weights = (counts.projector + counts.rest + of_layers / (zero == 3 ? n : 1)) * width;
+  plan.gradients = counts.learned * gradient_width / (zero >= 2 ? n : 1);
+  const double state = owned * state_bytes(request.train);
+  const bool offloads = zero > 0 && request.train.sync.zero_offload_optimizer;
+  plan.optimizer = offloads ? 0 : state;
+  plan.host_bytes = offloads ? state + owned * (width + gradient_width) : 0;
+  plan.activations = activation_bytes(request, tune, dealt);
+  plan.logits = logits_bytes(request, tune, dealt);
+
+  const auto& text = request.model.text;
+  // Gradients on their way through one layer.
+  plan.buffers =
+      dealt.micro_tokens * width *
+      (3 * static_cast<double>(text.hidden_size) + 4 * static_cast<double>(text.intermediate_size));
+  if (width < 4 && !offloads)  // the optimizer widens gradients, a slot at a time
+    plan.buffers += 4 * std::min(owned, std::max(kSlotValues, counts.largest_learned));
+  const auto L = static_cast<double>(text.num_hidden_layers);
+  const auto cap = static_cast<double>(request.train.sync.ddp_bucket_cap_mb > 0
+                                           ? request.train.sync.ddp_bucket_cap_mb
+                                           : std::max<std::int64_t>(25, request.world()));
+  const double bucket =
+      std::min(counts.learned * gradient_width,
+               std::max(cap * (1 << 20), counts.largest_learned * gradient_width));
+  if (zero == 2) plan.buffers += kBucketsInFlight * bucket;
+  if (zero == 3) {
+    plan.buffers += 2 * of_layers / L * width;  // the layer in use and the next
+    plan.buffers +=
+        std::min(counts.learned * gradient_width,
+                 kBucketsInFlight * std::max(counts.learned_in_layers / L * gradient_width,
+                                             learned_rest > 0 ? bucket : 0));
+  }
+  if (!request.plan.gpu.empty()) plan.buffers += kContextBytes;
+}
+
+// ── Time ────────────────────────────────────────────────────────────────────────────────────────
+
+/// Bytes one device sends in a step.  Formulas: dist/zero.cpp, and see GradientSync's tests.
+double sent_bytes(const PlanRequest& request, const Counts& counts, const Dealt& dealt) {
+  const auto n = static_cast<double>(request.world());
+  if (n <= 1) return 0;
+  const double width = width_of(request.train);
+  const double gradient_width =
+      request.train.sync.grad_compression                                         ? 2
+      : request.train.sync.zero > 0 && request.train.sync.grad_dtype == "float32" ? 4
+                                                                                  : width;
+  const double a = dealt.micro_steps, L = static_cast<double>(layers_of(request));
+  const double learned = counts.learned, rest = learned - counts.learned_in_layers;
+  double bytes = 0;
+  switch (request.train.sync.zero) {
+    case 0: bytes = 2 * learned * gradient_width; break;
+    case 1: bytes = learned * (gradient_width + width); break;
+    case 2: bytes = learned * (a * gradient_width + width); break;
+    default:
+      bytes = a * (2 * L - 1) / L * (counts.layers + counts.lora) * width +
+              a * learned * gradient_width + rest * width;
+  }
+  return bytes * share(n);
+}
+
+void add_time(const PlanRequest& request, const Counts& counts, const Tune& tune,
+              const Dealt& dealt, Plan& plan) {
+  const auto& train = request.train;
+  const double batch = static_cast<double>(train.data.per_device_train_batch_size *
+                                           train.data.gradient_accumulation_steps) *
+                       static_cast<double>(request.world());
+  const auto per_epoch = static_cast<std::int64_t>(std::ceil(request.samples.samples / batch));
+  plan.steps = total_steps(train.schedule, per_epoch);
+  const double run_samples = train.schedule.max_steps > 0
+                                 ? static_cast<double>(plan.steps) * batch
+                                 : request.samples.samples * train.schedule.num_train_epochs;
+
+  const Work sample{dealt.tokens, dealt.pairs, request.samples.learned, request.samples.tiles};
+  const double useful = useful_flops(request.model, learning_of(tune, counts), sample);
+  double executed = useful;
+  if (read_recompute(train.model.gradient_checkpointing) == nn::Recompute::full)
+    executed += layer_flops(request.model.text, sample);
+  plan.tokens = run_samples * dealt.tokens;
+  plan.flops = run_samples * useful;
+
+  const auto n = static_cast<double>(request.world());
+  const auto type = train.model.bf16 ? torch::kBFloat16 : torch::kFloat32;
+  const auto peak = peak_flops(request.plan.gpu, type);
+  expect(peak.has_value(), Fault::usage, "--gpu: the speed of \"", request.plan.gpu,
+         "\" is not known", suggestion(request.plan.gpu, known_gpus()), "; take A100, H100 ...");
+  const double compute = batch * executed / (n * *peak * request.plan.efficiency);
+  plan.step_bytes = sent_bytes(request, counts, dealt);
+  double link = plan.step_bytes / (request.plan.link_speed * 1e9);
+  if (request.plan.num_nodes > 1)  // in the machine first, then each GPU's part to its like
+    link += plan.step_bytes / share(n) / static_cast<double>(request.processes) *
+            share(static_cast<double>(request.plan.num_nodes)) /
+            (request.plan.network_speed * 1e9 * kNetworkShare);
+  plan.exposed_seconds = std::max(0.0, link - compute * 2 / 3);  // behind backward
+  plan.step_seconds = compute * dealt.imbalance * (1 + kStragglers) +
+                      kContention * std::min(link, compute) + plan.exposed_seconds;
+  if (request.train.sync.zero_offload_optimizer && request.train.sync.zero > 0)
+    plan.step_seconds += counts.learned / n * (state_bytes(train) + 8) / kHostLink;
+  plan.hours = plan.step_seconds * run_samples / batch / 3600;
+}
+
+void add_disk(const PlanRequest& request, const Counts& counts, Plan& plan) {
+  const auto& saving = request.train.checkpoint;
+  const double moments = request.train.optimizer.optim == "adamw_8bit" ? 2 + 8 / kBlock : 8;
+  plan.checkpoint_bytes = counts.learned * (4 + moments);
+  double kept = 0;
+  if (saving.save_strategy == "steps")
+    kept = std::ceil(static_cast<double>(plan.steps) /
+                     static_cast<double>(std::max<std::int64_t>(1, saving.save_steps)));
+  if (saving.save_strategy == "epoch") kept = std::ceil(request.train.schedule.num_train_epochs);
+  if (saving.save_total_limit > 0)  // one more while it is written
+    kept = std::min(kept, static_cast<double>(saving.save_total_limit) + 1);
+  const bool adds_only = counts.learned < 0.5 * counts.total() && counts.lora == 0 &&
+                         counts.learned == counts.projector;
+  const double model = adds_only ? counts.total() + counts.projector : counts.total();
+  plan.disk_bytes = kept * plan.checkpoint_bytes + model * width_of(request.train);
+}
+
+[[gnu::format(printf, 1, 2)]] std::string printed(const char* format, ...) {
+  std::va_list values, again;
+  va_start(values, format);
+  va_copy(again, values);
+  std::string text(static_cast<std::size_t>(std::vsnprintf(nullptr, 0, format, values)) + 1, '\0');
+  std::vsnprintf(text.data(), text.size(), format, again);
+  va_end(again);
+  va_end(values);
+  text.pop_back();
+  return text;
+}
+
+std::string bytes_text(double bytes) {
+  return bytes < 1e9 ? printed("%.0f MB", bytes / 1e6) : printed("%.1f GB", bytes / 1e9);
+}
+
+}  // namespace
+
+double parse_bytes(const std::string& text, const std::string& option) {
+  std::size_t used = 0;
+  double number = 0;
+  try {
+    number = std::stod(text, &used);
+  } catch (const std::exception&) {
+    used = 0;
+  }
+  const std::map<std::string, double> units{
+      {"", 1},    {"B", 1},     {"MB", 1e6},        {"GB", 1e9},
+      {"G", 1e9}, {"TB", 1e12}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}};
+  auto unit = text.substr(std::min(used, text.size()));
+  unit.erase(0, unit.find_first_not_of(' '));
+  const auto found = units.find(unit);
+  expect(used > 0 && found != units.end() && number > 0 && std::isfinite(number), Fault::usage,
+         option, ": cannot read \"", text, "\" as a size; give one such as 80GB");
+  return number * found->second;
+}
+
+Counts count_parameters(const model::LlavaConfig& config, const StageConfig& stage) {
+  Tune tune = read_tune(stage);
+  StageConfig without_lora = stage;
+  const bool has_lora = tune.llm == Tuning::lora;
+  if (has_lora) {  // its pairs are counted, not made
+    without_lora.lora_enable = false;
+    without_lora.tune = std::string("llm=none,projector=") +
+                        (tune.projector == Tuning::full ? "full" : "none") +
+                        ",vision=" + (tune.vision == Tuning::full ? "full" : "none");
+  }
+  model::Llava model(config, torch::TensorOptions(torch::kMeta));
+  for (auto& parameter : model->parameters()) parameter.set_requires_grad(false);
+  if (!has_lora || tune.projector == Tuning::full || tune.vision == Tuning::full)
+    choose_stage(model, without_lora, 0, 0, 0);
+
+  Counts counts;
+  for (const auto& item : model->named_parameters()) {
+    const auto values = static_cast<double>(item.value().numel());
+    const bool in_layer = item.key().starts_with("llama.layers.");
+    (item.key().starts_with("vision.")      ? counts.vision
+     : item.key().starts_with("projector.") ? counts.projector
+     : in_layer                             ? counts.layers
+                                            : counts.rest) += values;
+    const bool learns = item.value().requires_grad() || (has_lora && item.key() == "image_newline");
+    if (!learns) continue;
+    counts.learned += values;
+    if (in_layer) counts.learned_in_layers += values;
+    counts.largest_learned = std::max(counts.largest_learned, values);
+  }
+  if (!has_lora) return counts;
+  for (const auto& [name, linear] : nn::named_linears(*model)) {
+    if (!model::is_lora_target(name)) continue;
+    const auto r = static_cast<double>(stage.lora_r);
+    const double a = r * static_cast<double>(linear->in()),
+                 b = r * static_cast<double>(linear->out());
+    counts.lora += a + b;
+    counts.largest_learned = std::max({counts.largest_learned, a, b});
+  }
+  counts.learned += counts.lora;
+  counts.learned_in_layers += counts.lora;
+  return counts;
+}
+
+SampleSizes measure_samples(const data::Records& records, const input::Encoder* encoder,
+                            const model::LlavaConfig& config, const data::MediaConfig& media,
+                            std::int64_t threads) {
+  SampleSizes sizes;
+  sizes.samples = static_cast<double>(records.size());
+  if (!encoder) {
+    const media::TileShape square{config.tiling.tile, config.tiling.tile};
+    const auto rows = media::image_rows(square, config.merge);
+    const auto lengths = data::estimate_lengths(records, rows, threads);
+    sizes.tokens = lengths.tokens;
+    double tokens = 0;
+    for (std::size_t i = 0; i < lengths.tokens.size(); ++i) {
+      const bool pictured = lengths.words[i] > 0;
+      sizes.tiles += pictured ? 1 : 0;
+      tokens += lengths.tokens[i] - (pictured ? static_cast<double>(rows) : 0);
+    }
+    sizes.tiles /= sizes.samples;
+    sizes.learned = 0.6 * tokens / sizes.samples;  // answers are the longer part
+    return sizes;
+  }
+  const auto stride = std::max<std::int64_t>(1, records.size() / kMeasured);
+  for (std::int64_t i = 0; i < records.size(); i += stride) {
+    const auto example = data::measure_example(records.at(i), *encoder, media);
+    sizes.tokens.push_back(static_cast<std::int32_t>(example.num_tokens()));
+    for (const auto& picture : example.pictures)
+      sizes.tiles += static_cast<double>(picture.tiles());
+    sizes.learned += static_cast<double>(input::num_learned(example));
+  }
+  sizes.tiles /= static_cast<double>(sizes.tokens.size());
+  sizes.learned /= static_cast<double>(sizes.tokens.size());
+  return sizes;
+}
+
+SampleSizes assumed_samples(const PlanConfig& plan, const model::LlavaConfig& config) {
+  expect(plan.num_samples > 0 && plan.tokens_per_sample > 0, Fault::usage,
+         "llava plan: the training set is missing; give --data_path FILE, or --num_samples N and "
+         "--tokens_per_sample M");
+  expect(plan.images_per_sample >= 0, Fault::usage, "--images_per_sample: ", plan.images_per_sample,
+         " is negative");
+  SampleSizes sizes;
+  sizes.samples = static_cast<double>(plan.num_samples);
+  sizes.tokens = {
+      static_cast<std::int32_t>(std::min<std::int64_t>(plan.tokens_per_sample, 1 << 30))};
+  const media::TileShape square{config.tiling.tile, config.tiling.tile};
+  const auto rows = static_cast<double>(media::image_rows(square, config.merge));
+  const double tokens = sizes.tokens[0];
+  sizes.tiles = std::min(plan.images_per_sample, tokens / rows);
+  sizes.learned = 0.6 * (tokens - sizes.tiles * rows);
+  return sizes;
+}
+
+Plan make_plan(const PlanRequest& request) {
+  const Tune tune = read_tune(request.train.stage);
+  const Counts counts = count_parameters(request.model, request.train.stage);
+  const Dealt dealt = deal_some(request);
+  Plan plan;
+  plan.micro_tokens = dealt.micro_tokens;
+  plan.imbalance = dealt.imbalance;
+  plan.padded = dealt.padded;
+  add_bytes(request, counts, tune, dealt, plan);
+  add_time(request, counts, tune, dealt, plan);
+  add_disk(request, counts, plan);
+  plan.fits = plan.total() <= parse_bytes(request.plan.gpu_memory, "--gpu_memory");
+  return plan;
+}
+
+Json alternatives(const PlanRequest& request) {
+  struct Found {
+    Json settings;
+    Plan plan;
+  };
+  std::vector<Found> found;
+  const Plan now = make_plan(request);
+  const auto rows = request.train.data.per_device_train_batch_size;
+  const auto accumulation = request.train.data.gradient_accumulation_steps;
+  for (std::int64_t zero = 0; zero <= (request.world() > 1 ? 3 : 0); ++zero) {
+    for (const char* policy : {"none", "full"}) {
+      for (std::int64_t part = 1; part <= rows; part *= 2) {
+        for (const bool narrow : {false, true}) {
+          for (const bool offload : {false, true}) {
+            if (rows % part != 0 || (offload && zero == 0)) continue;
+            PlanRequest other = request;
+            Json settings = Json::object();
+            const auto set = [&](const char* name, auto& field, const auto& value) {
+              if (field != value) settings[name] = value;
+              field = value;
+            };
+            set("zero", other.train.sync.zero, zero);
+            set("gradient_checkpointing", other.train.model.gradient_checkpointing,
+                std::string(policy));
+            set("per_device_train_batch_size", other.train.data.per_device_train_batch_size,
+                rows / part);
+            set("gradient_accumulation_steps", other.train.data.gradient_accumulation_steps,
+                accumulation * part);
+            if (narrow) set("optim", other.train.optimizer.optim, std::string("adamw_8bit"));
+            set("zero_offload_optimizer", other.train.sync.zero_offload_optimizer, offload);
+            if (settings.empty()) continue;
+            if (zero == 0) other.train.sync.grad_dtype = "auto";
+            const Plan plan = make_plan(other);
+            if (plan.fits && (!now.fits || plan.hours < 0.98 * now.hours))
+              found.push_back({settings, plan});
+          }
+        }
+      }
+    }
+  }
+  std::stable_sort(found.begin(), found.end(), [](const Found& a, const Found& b) {
+    const auto rank = [](const Found& f) {  // a change must be worth a hundredth of the time
+      return f.plan.hours * (1 + 0.01 * static_cast<double>(f.settings.size()));
+    };
+    return rank(a) < rank(b);
+  });
+  Json list = Json::array();
+  for (std::size_t i = 0; i < std::min<std::size_t>(3, found.size()); ++i)
+    list.push_back({{"settings", found[i].settings},
+                    {"total", found[i].plan.total()},
+                    {"hours", found[i].plan.hours}});
+  return list;
+}
+
+Json scaling(const PlanRequest& request, const std::vector<std::int64_t>& gpus) {
+  constexpr std::int64_t kPerNode = 8;
+  const auto& data = request.train.data;
+  const auto per_gpu = data.per_device_train_batch_size * data.gradient_accumulation_steps;
+  const auto global = per_gpu * request.world();
+  // One GPU that waits for nobody.
+  PlanRequest one = request;
+  one.processes = one.plan.num_nodes = 1;
+  one.train.sync = {};
+  one.samples.tokens = {static_cast<std::int32_t>(
+      std::accumulate(request.samples.tokens.begin(), request.samples.tokens.end(), 0.0) /
+      static_cast<double>(request.samples.tokens.size()))};
+  const double ideal = static_cast<double>(per_gpu) / make_plan(one).step_seconds;
+
+  Json rows = Json::array();
+  for (const auto n : gpus) {
+    for (const bool same_batch : {true, false}) {
+      const auto each = same_batch ? global / n : per_gpu;
+      if (each < 1 || (same_batch && global % n != 0)) continue;
+      PlanRequest other = request;
+      other.processes = std::min(n, kPerNode);
+      other.plan.num_nodes = std::max<std::int64_t>(1, n / kPerNode);
+      auto& rows_of = other.train.data.per_device_train_batch_size;
+      rows_of = std::gcd(each, rows_of);
+      other.train.data.gradient_accumulation_steps = each / rows_of;
+      const Plan plan = make_plan(other);
+      const double speed = static_cast<double>(each) / plan.step_seconds;
+      rows.push_back({{"gpus", n},
+                      {"global_batch", each * n},
+                      {"step_seconds", plan.step_seconds},
+                      {"efficiency", speed / ideal},
+                      {"exposed_seconds", plan.exposed_seconds},
+                      {"imbalance", plan.imbalance}});
+    }
+  }
+  return rows;
+}
+
+Json plan_json(const PlanRequest& request, const Plan& plan) {
+  return {{"fits", plan.fits},
+          {"per_gpu_bytes",
+           {{"weights", plan.weights},
+            {"gradients", plan.gradients},
+            {"optimizer", plan.optimizer},
+            {"activations", plan.activations},
+            {"logits", plan.logits},
+            {"vision", plan.vision},
+            {"buffers", plan.buffers},
+            {"total", plan.total()}}},
+          {"steps", plan.steps},
+          {"tokens", plan.tokens},
+          {"flops", plan.flops},
+          {"hours", plan.hours},
+          {"disk_bytes", plan.disk_bytes},
+          {"alternatives", alternatives(request)},
+          {"host_bytes", plan.host_bytes},
+          {"step_seconds", plan.step_seconds},
+          {"communication_bytes_per_step", plan.step_bytes},
+          {"exposed_seconds_per_step", plan.exposed_seconds},
+          {"micro_batch_tokens", plan.micro_tokens},
+          {"imbalance", plan.imbalance},
+          {"padding_of_reference", plan.padded},
+          {"scaling", scaling(request, {8, 64, 1024})}};
+}
+
+namespace {
+
+std::string alternatives_text(const PlanRequest& request, const Plan& plan) {
+  const Json others = alternatives(request);
+  if (others.empty())
+    return plan.fits ? ""
+                     : "no change of ZeRO stage, recomputation, micro-batch or optimizer makes it "
+                       "fit: take more or larger GPUs, or --lora_enable\n";
+  std::string text = plan.fits ? "faster, and fits as well:\n" : "what would fit:\n";
+  for (const auto& other : others) {
+    text += printed("  %s, %.1f hours:", bytes_text(other["total"].get<double>()).c_str(),
+                    other["hours"].get<double>());
+    for (const auto& [name, value] : other["settings"].items())
+      text += " --" + name + " " + (value.is_string() ? value.get<std::string>() : value.dump());
+    text += "\n";
+  }
+  return text;
+}
+
+std::string scaling_text(const PlanRequest& request) {
+  std::string text =
+      "on other numbers of GPUs (8 a machine):\n"
+      "   GPUs  global batch  step s  efficiency  slowest/mean\n";
+  for (const auto& row : scaling(request, {8, 64, 1024}))
+    text += printed("  %5lld  %12lld  %6.2f  %8.0f %%  %12.2f\n",
+                    static_cast<long long>(row["gpus"].get<std::int64_t>()),
+                    static_cast<long long>(row["global_batch"].get<std::int64_t>()),
+                    row["step_seconds"].get<double>(), 100 * row["efficiency"].get<double>(),
+                    row["imbalance"].get<double>());
+  const auto& plan = request.plan;
+  return text +
+         printed(
+             "assumed: %s at %.0f %% of its dense peak, %.0f GB/s to GPUs of the same machine, "
+             "%.0f GB/s a GPU\n  between machines (%.0f %% of it reached), two thirds of a step "
+             "hide communication,\n  %.0f %% stragglers, kernels %.0f %% slower beside a "
+             "collective, CUDA and NCCL take %s\n",
+             plan.gpu.c_str(), 100 * plan.efficiency, plan.link_speed, plan.network_speed,
+             100 * kNetworkShare, 100 * kStragglers, 100 * kContention,
+             bytes_text(kContextBytes).c_str());
+}
+
+}  // namespace
+
+std::string plan_text(const PlanRequest& request, const Plan& plan) {
+  const auto row = [](const char* name, double bytes) {
+    return printed("  %-12s %10s\n", name, bytes_text(bytes).c_str());
+  };
+  std::string text = printed("each of %lld GPUs, ZeRO %lld, gradient_checkpointing %s:\n",
+                             static_cast<long long>(request.world()),
+                             static_cast<long long>(request.train.sync.zero),
+                             request.train.model.gradient_checkpointing.c_str());
+  text += row("weights", plan.weights) + row("gradients", plan.gradients) +
+          row("optimizer", plan.optimizer) + row("activations", plan.activations) +
+          row("logits", plan.logits) + row("vision", plan.vision) + row("buffers", plan.buffers) +
+          row("total", plan.total());
+  text += printed("%s in %s; the largest micro-batch has %.0f tokens\n",
+                  plan.fits ? "fits" : "DOES NOT FIT", request.plan.gpu_memory.c_str(),
+                  plan.micro_tokens);
+  text += printed("%lld steps, %.3g tokens, %.3g FLOPs, %.1f hours, %s on disk\n",
+                  static_cast<long long>(plan.steps), plan.tokens, plan.flops, plan.hours,
+                  bytes_text(plan.disk_bytes).c_str());
+  text += printed(
+      "a step: %.2f s, %s sent by each GPU, of which %.2f s are not hidden; slowest "
+      "rank %.2f x the mean\n",
+      plan.step_seconds, bytes_text(plan.step_bytes).c_str(), plan.exposed_seconds, plan.imbalance);
+  if (plan.host_bytes > 0)
+    text += bytes_text(plan.host_bytes) + " of main memory for each GPU's optimizer states\n";
+  if (plan.padded > 1.02)
+    text += printed("no padding: the reference's batches would compute %.2f x the tokens\n",
+                    plan.padded);
+  return text + alternatives_text(request, plan) + scaling_text(request);
+}
+
+}  // namespace llava::train
