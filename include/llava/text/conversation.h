@@ -54,7 +54,8 @@ std::vector<std::string> template_names();
 /// Where the reference masks a sample wholly or shifts its labels, because it measures rounds by
 /// tokenizing them again (an answer that holds "</s>" or " ASSISTANT: ", an empty answer, chatml in
 /// LLaVA 1.2.2, every turn but the first of v0), the labels here are the ones it means. qwen_2_5
-/// trains with its own system text; the reference trains it with qwen_1_5's, then asks with its own.
+/// trains with its own system text; the reference trains it with qwen_1_5's, then asks with its
+/// own.
 Prompt render(const Template& chat, const Conversation& conversation);
 
 /// The conversation up to where the assistant speaks next (or, after an assistant's turn, to its
