@@ -176,6 +176,7 @@ bool Args::parse() {
   add_option("config", config_path_, "JSON file of settings; the command line overrides it");
   add_option("print_config", print_config_, "print the effective settings as JSON and exit");
   alias("verbose", "-v");
+  alias("seed", "-s");
   if (!read_words()) return false;
   const auto& config = find("config");
   if (config.given) apply_file(config.texts.back());

@@ -9,6 +9,7 @@
 #include <ATen/Parallel.h>
 #include <sys/resource.h>
 #include <sys/statvfs.h>
+#include <torch/version.h>
 #include <unistd.h>
 
 #include <cstdio>

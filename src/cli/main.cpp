@@ -2,6 +2,8 @@
 #include "llava/cli/args.h"
 #include "llava/torch.h"
 
+#include <torch/version.h>
+
 #include <csignal>
 #include <cstdio>
 #include <new>
@@ -17,6 +19,7 @@ constexpr Command kCommands[] = {
     {"data", "check, count and show a training set", llava::cli::data},
     {"convert", "between layouts and dtypes; merge LoRA", llava::cli::convert},
     {"init", "make a new model folder", llava::cli::init},
+    {"plan", "memory, hours and disk of a training run before it starts", llava::cli::plan},
     {"inspect", "tell what a model folder is", llava::cli::inspect},
     {"doctor", "check the machine and the build", llava::cli::doctor},
     {"bench", "measure vision, prefill, decode and a train step", llava::cli::bench},

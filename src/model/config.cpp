@@ -253,10 +253,10 @@ ClipVisionConfig read_clip_config(const std::string& folder) {
   const auto path = folder + "/config.json";
   const auto json = read_json(path);
   const Keys keys(json, path);
+  for (const auto* key : {"vision_config", "vision_config_dict"})  // a CLIP, or a whole LLaVA
+    if (const auto* vision = keys.find(key)) return read_vision(Keys(*vision, keys.where(key)));
   const auto type = keys.word("model_type", "clip_vision_model", {"clip", "clip_vision_model"});
   if (type == "clip_vision_model") return read_vision(keys);
-  for (const auto* key : {"vision_config", "vision_config_dict"})
-    if (const auto* vision = keys.find(key)) return read_vision(Keys(*vision, keys.where(key)));
   fail(Fault::data, path, ": \"vision_config\" is missing");
 }
 
@@ -264,6 +264,12 @@ LlamaConfig read_llama_config(const std::string& folder) {
   const auto path = folder + "/config.json";
   const auto json = read_json(path);
   const Keys keys(json, path);
+  if (const auto* text = keys.find("text_config")) {  // a whole Hugging Face LLaVA's
+    const Keys inner(*text, keys.where("text_config"));
+    auto config = read_text(inner, keys, inner.get<std::string>("model_type", "llama"));
+    read_generation_config(folder, config);
+    return config;
+  }
   expect(keys.has("model_type"), Fault::data, path, ": \"model_type\" is missing");
   auto config = read_text(keys, keys, keys.get<std::string>("model_type", ""));
   read_generation_config(folder, config);

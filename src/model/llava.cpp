@@ -173,7 +173,10 @@ double initial_deviation(const std::string& name, const LlavaConfig& config) {
   if (name == "image_newline") return 1 / std::sqrt(static_cast<double>(config.text.hidden_size));
   if (name.ends_with("bias")) return 0;
   if (is_norm) return -1;
-  if (!name.starts_with("vision.")) return kRange;
+  // The published 0.02 belongs to width 4096; narrower models need as much more for their logits to
+  // be able to say anything, or nothing frozen could be learned through.
+  if (!name.starts_with("vision."))
+    return kRange * std::sqrt(4096.0 / static_cast<double>(config.text.hidden_size));
   if (name.ends_with("class_embedding") || name.ends_with("out_proj.weight"))
     return 1 / std::sqrt(C);
   if (name.ends_with("fc1.weight")) return 1 / std::sqrt(2 * C);

@@ -155,6 +155,7 @@ int data(const std::vector<std::string>& words);
 int doctor(const std::vector<std::string>& words);
 int init(const std::vector<std::string>& words);
 int inspect(const std::vector<std::string>& words);
+int plan(const std::vector<std::string>& words);
 int run(const std::vector<std::string>& words);
 int train(const std::vector<std::string>& words);
 
