@@ -197,7 +197,9 @@ void Records::add(const std::string& path, const std::string& strategy, std::uin
   const auto extents = find_samples(file->bytes, hash);
   expect(extents.size() <= UINT32_MAX, Fault::data, path, ": more than ", UINT32_MAX, " samples");
   const auto count = static_cast<std::int64_t>(extents.size());
-  for (const auto number : chosen(strategy, count, seed + files_.size(), path)) {
+  const auto numbers = chosen(strategy, count, seed + files_.size(), path);
+  spans_.reserve(spans_.size() + numbers.size());
+  for (const auto number : numbers) {
     const auto& extent = extents[static_cast<std::size_t>(number)];
     spans_.push_back({.file = files_.size(),
                       .offset = extent.offset,

@@ -71,16 +71,19 @@ std::string video_path(const Record& record, const MediaConfig& media) {
 }
 
 media::ImageHeader read_image_header(const std::string& path, const media::ImageOptions& options) {
-  constexpr std::size_t kFirstBytes = 32 << 10;  // past the thumbnail of an ordinary EXIF block
   const ReadFile file(path);
-  std::string bytes(std::min<std::uint64_t>(kFirstBytes, file.size()), '\0');
-  bytes.resize(file.read(0, bytes.data(), bytes.size()));
-  if (bytes.size() == file.size()) return media::read_header(bytes, path, options);
-  try {
-    return media::read_header(bytes, path, options);
-  } catch (const Error&) {  // perhaps the size stands further back: the whole file decides
-    return media::read_header(read_file(path), path, options);
+  std::string bytes;
+  for (std::uint64_t size : {std::uint64_t{4} << 10, std::uint64_t{256} << 10, file.size()}) {
+    size = std::min(size, file.size());
+    bytes.resize(size);
+    bytes.resize(file.read(0, bytes.data(), size));
+    try {
+      return media::read_header(bytes, path, options);
+    } catch (const Error&) {  // perhaps the size stands further back, behind a thumbnail
+      if (size == file.size()) throw;
+    }
   }
+  fail(Fault::data, path, ": cannot be read");
 }
 
 text::Conversation placed(const Record& record, const text::Template& chat) {
