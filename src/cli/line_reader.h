@@ -1,0 +1,21 @@
+// Lines a person types: with history and editing on a terminal, as they come from a pipe.
+#pragma once
+
+#include <optional>
+#include <string>
+
+namespace llava::cli {
+
+/// Whether a person sits there: stdin and stdout are both terminals.
+bool is_interactive();
+
+/// The next line of stdin without its end, or nothing at its end. On a terminal `prompt` is shown
+/// and the line can be edited; interrupted twice (Ctrl-C) it returns nothing.
+std::optional<std::string> read_line(const std::string& prompt);
+
+/// Whether Ctrl-C was pressed since the last call of begin_answer(). From the first such call on it
+/// ends the program only when pressed twice.
+void begin_answer();
+bool is_interrupted();
+
+}  // namespace llava::cli
