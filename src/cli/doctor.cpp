@@ -164,7 +164,7 @@ Check check_self_test() {
   const auto result = self_test();
   const auto found = [&] {
     std::ostringstream out;
-    out.precision(4);
+    out.precision(5);
     out << std::fixed << "20 training steps took the loss from " << result.first_loss << " to "
         << result.last_loss;
     return out.str();

@@ -49,8 +49,8 @@ input::Batch striped_batch(const model::LlavaConfig& config) {
   return input::collate(examples);
 }
 
-// What g++ 12 and LibTorch 2.11 give on AVX-512 and AVX2 machines; they differ in the sixth digit.
-constexpr double kExpectedLoss = 0.0;
+// What LibTorch 2.11 gives; instruction sets change only digits beyond the tolerance.
+constexpr double kExpectedLoss = 0.6961;
 constexpr double kTolerance = 2e-3;
 
 }  // namespace
@@ -59,7 +59,7 @@ SelfTest self_test() {
   const auto config = tiny_config();
   model::Llava model(config, torch::TensorOptions().dtype(torch::kFloat32));
   model::initialize(model, /*seed=*/1);
-  train::ParameterGroup group{"all", 5e-3, 0.0, {}};
+  train::ParameterGroup group{"all", 1e-3, 0.0, {}};
   for (auto& item : model->named_parameters())
     if (item.key().rfind("vision", 0) != 0) {
       group.parameters.emplace_back(item.key(), item.value());
@@ -73,8 +73,7 @@ SelfTest self_test() {
     const auto loss = model->loss(batch);
     (step == 0 ? result.first_loss : result.last_loss) = loss.item<double>();
     loss.backward();
-    optimizer.clip();
-    optimizer.step(/*rate_factor=*/1, torch::zeros({}));
+    optimizer.step(/*rate_factor=*/1, optimizer.gradient_norm(), /*skip=*/torch::zeros({}));
     optimizer.zero_grad();
   }
   result.expected_loss = kExpectedLoss;

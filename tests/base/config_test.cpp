@@ -84,6 +84,7 @@ TEST(NearestName, FindsMisspellingsAndRefusesStrangers) {
   const std::vector<std::string> names{"learning_rate", "max_steps", "bf16"};
   EXPECT_EQ(nearest_name("learnig_rate", names), "learning_rate");
   EXPECT_EQ(nearest_name("max-step", names), "max_steps");
+  EXPECT_EQ(nearest_name("bf61", names), "bf16");  // neighbours swapped
   EXPECT_EQ(nearest_name("colour", names), "");
 }
 

@@ -123,7 +123,8 @@ TEST_F(FirstLine, BadInputIsNamedWithItsExitCode) {
   EXPECT_EQ(missing.exit, 3);
   EXPECT_THAT(missing.err, HasSubstr("none.jpg"));
 
-  write_file(path("broken.jpg"), read_file(path("world/images/single_00000.jpg")).substr(0, 300));
+  const auto whole = read_json(path("world/talk.json"))[0]["image"].get<std::string>();
+  write_file(path("broken.jpg"), read_file(path("world/images/" + whole)).substr(0, 300));
   const auto broken = run({"--image", path("broken.jpg")});
   EXPECT_EQ(broken.exit, 3);
   EXPECT_THAT(broken.err, HasSubstr("broken.jpg"));
