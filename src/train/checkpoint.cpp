@@ -60,8 +60,9 @@ std::string manifest_text(Json manifest) {
 
 Json read_manifest(const std::string& folder) {
   const std::string path = folder + "/" + kManifest;
-  const Json manifest = read_json(path);
-  expect(manifest.is_object() && json_text(manifest) == manifest_text(manifest), Fault::data, path,
+  const std::string text = read_file(path);
+  const Json manifest = parse_json(text, path);
+  expect(manifest.is_object() && text == manifest_text(manifest), Fault::data, path,
          ": its checksum does not fit; the checkpoint is damaged, take an earlier one");
   const Json format = manifest.value("format", Json());
   expect(format == kFormat, Fault::data, path, ": format ", format.dump(), " is not ", kFormat,

@@ -97,7 +97,11 @@ void save_final_model(const TrainConfig& config, const Compute& compute, model::
                       const TrainingData& data, dist::GradientSync& sync,
                       const dist::ProcessGroup& group) {
   const auto batch = probe_batch(data, config.model.model_max_length);
+  auto& llama = *start.model->llama;  // its weights may have to be gathered, as in training
+  llama.before_layer = [&](std::int64_t layer, const auto& x) { sync.before_layer(layer, x); };
+  llama.after_layer = [&](std::int64_t layer, const auto& x) { sync.after_layer(layer, x); };
   const torch::Tensor before = probe_logits(start.model, batch);
+  llama.before_layer = llama.after_layer = {};
   sync.gather_on_host();
   if (compute.rank == 0) write_and_compare(config, compute, std::move(start), batch, before);
   group.barrier("the final model");

@@ -13,7 +13,12 @@ namespace {
 
 constexpr double kLossError = 1e-5;      // absolute; losses are near 4.5
 constexpr double kGradientError = 1e-4;  // relative to the gradient's norm
+constexpr double kNoise = 1e-7;          // where a gradient is zero but for rounding
 constexpr double kWeightError = 1e-4;    // absolute, after 20 steps
+
+/// A bias of keys shifts all scores of a query alike, so its gradient is rounding noise, which Adam
+/// blows up to steps of full size.
+bool is_noise(const std::string& name) { return name.ends_with("k_proj.bias"); }
 
 struct Case {
   const char *stage, *projector;
@@ -67,7 +72,7 @@ TEST_P(Parity, LossAndGradientsOfOneStep) {
         ASSERT_TRUE(parameter.grad().defined()) << key;
         const auto& want = golden.at(key);
         EXPECT_LE((parameter.grad() - want).norm().item<float>(),
-                  kGradientError * want.norm().item<float>())
+                  kGradientError * want.norm().item<float>() + kNoise)
             << key;
         ++compared;
       }
@@ -95,7 +100,7 @@ TEST_P(Parity, WeightsAfterTwentySteps) {
   for (const auto& group : groups) {
     for (const auto& [name, parameter] : group.parameters) {
       const auto difference = (parameter - golden.at("after." + name)).abs().max().item<float>();
-      EXPECT_LE(difference, kWeightError) << name;
+      EXPECT_LE(difference, is_noise(name) ? 1e-2 : kWeightError) << name;
       ++compared;
     }
   }
