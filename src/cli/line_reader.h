@@ -10,11 +10,11 @@ namespace llava::cli {
 bool is_interactive();
 
 /// The next line of stdin without its end, or nothing at its end. On a terminal `prompt` is shown
-/// and the line can be edited; interrupted twice (Ctrl-C) it returns nothing.
+/// and the line can be edited; Ctrl-C there ends the program.
 std::optional<std::string> read_line(const std::string& prompt);
 
-/// Whether Ctrl-C was pressed since the last call of begin_answer(). From the first such call on it
-/// ends the program only when pressed twice.
+/// From here to the next read_line() Ctrl-C on a terminal is noted, and ends the program when
+/// pressed twice.
 void begin_answer();
 bool is_interrupted();
 
