@@ -128,13 +128,11 @@ int run_stats(const data::Records& records, const input::Encoder* encoder,
   return 0;
 }
 
-int run_show(const DataConfig& config, const data::Records& records, const input::Encoder* encoder,
+int run_show(const DataConfig& config, const data::Records& records, const input::Encoder& encoder,
              const data::ReportConfig& report, bool json) {
-  expect(encoder != nullptr, Fault::usage,
-         "llava data show needs a model (-m DIR) to tokenize with");
-  const auto shown = data::show(records, config.index, *encoder, report);
+  const auto shown = data::show(records, config.index, encoder, report);
   const bool color = ::isatty(STDOUT_FILENO);
-  const std::string text = json ? one_line(shown) + "\n" : data::show_text(shown, *encoder, color);
+  const std::string text = json ? one_line(shown) + "\n" : data::show_text(shown, encoder, color);
   std::fputs(text.c_str(), stdout);
   return 0;
 }
@@ -159,6 +157,8 @@ int data(const std::vector<std::string>& words) {
          config.action, "\"", suggestion(config.action, actions));
   expect(!config.data_path.empty(), Fault::usage, "llava data ", config.action,
          ": --data_path FILE is missing");
+  expect(config.action != "show" || !config.model.empty(), Fault::usage,
+         "llava data show needs a model (-m DIR) to tokenize with");
   expect(config.exif == "apply" || config.exif == "ignore", Fault::usage,
          "--exif: expected apply or ignore, found \"", config.exif, "\"");
 
@@ -177,7 +177,7 @@ int data(const std::vector<std::string>& words) {
   const bool json = args.common().json;
   if (config.action == "check") return run_check(config, records, encoder.get(), report, json);
   if (config.action == "stats") return run_stats(records, encoder.get(), report, json);
-  return run_show(config, records, encoder.get(), report, json);
+  return run_show(config, records, *encoder, report, json);
 }
 
 }  // namespace llava::cli
