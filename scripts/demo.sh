@@ -60,22 +60,20 @@ say "1. A small world: pictures, captions and conversations"
 phase world $llava data make-scenes --output_dir "$world"
 
 parents=$here/$configs/parents
-if [ $scratch = yes ]; then
+if [ $scratch = yes ] || [ ! -d "$parents" ]; then
   say "2. The parents, taught from nothing: a language model on text, a vision tower on captions"
   source configs/demo/parents.sh
   parents=$folder/parents
 fi
 
 say "3. Stage 1: the projector learns captions, tower and language model frozen"
-phase start $llava init --vision_tower "$parents/tower" --language_model "$parents/language" \
-  --output_dir "$folder/start" --image_aspect_ratio square --seed 1
 evaluation=(--eval_data_path "$world/captions_test.json" --eval_strategy epoch)
-train stage1 stage1 captions --model_name_or_path "$folder/start" "${evaluation[@]}"
+train stage1 stage1 captions --model_name_or_path "$parents" "${evaluation[@]}"
 say "   the control: the same on captions of other pictures"
-train control stage1 shuffled --model_name_or_path "$folder/start" "${evaluation[@]}"
+train control stage1 shuffled --model_name_or_path "$parents" "${evaluation[@]}"
 
 say "4. Stage 2: projector and language model learn to talk about pictures"
-train stage2 stage2 talk --model_name_or_path "$folder/start" \
+train stage2 stage2 talk --model_name_or_path "$parents" \
   --pretrain_mm_mlp_adapter "$folder/stage1"
 
 say "5. Questions about pictures it has never seen, and about a gray one"
@@ -89,7 +87,7 @@ ask blank_answers blank_questions
 minutes() { local sum=0 name; for name in "$@"; do sum=$((sum + $(cat "$folder/done/$name" 2>/dev/null || echo 0))); done
   awk -v s=$sum 'BEGIN { printf "%.2f", s / 60 }'; }
 cat >"$folder/minutes.json" <<END
-{"data": $(minutes world), "parents": $(minutes language single tower), "stage1": $(minutes start stage1 control),
+{"data": $(minutes world), "parents": $(minutes seed language single tower parents), "stage1": $(minutes stage1 control),
  "stage2": $(minutes stage2), "eval": $(minutes answers blank_answers)}
 END
 curves=()

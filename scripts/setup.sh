@@ -36,7 +36,7 @@ packages=(
   g++ cmake ninja-build ccache pkg-config git unzip ca-certificates python3 python3-pip clang-format
   nlohmann-json3-dev libcli11-dev libspdlog-dev libgtest-dev libgmock-dev
   libsentencepiece-dev sentencepiece libgloo-dev
-  libjpeg62-turbo-dev libpng-dev libwebp-dev libstb-dev
+  libjpeg62-turbo-dev libpng-dev libwebp-dev
   libavformat-dev libavcodec-dev libswscale-dev libavutil-dev libedit-dev
 )
 

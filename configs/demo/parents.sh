@@ -8,6 +8,5 @@ phase seed $llava init --shape tiny --output_dir "$folder/seed" --seed 1 \
 train language language text --model_name_or_path "$folder/seed"
 train single tower single --model_name_or_path "$folder/seed"
 train tower tower captions --model_name_or_path "$folder/single/model"
-phase parents $llava convert -m "$folder/tower/model" --to clip --dtype bfloat16 --output_dir "$folder/parents/tower"
-phase parents2 $llava convert -m "$folder/language/model" --to llama --dtype bfloat16 \
-  --output_dir "$folder/parents/language"
+phase parents $llava init --vision_tower "$folder/tower/model" --language_model "$folder/language/model" \
+  --output_dir "$folder/parents" --image_aspect_ratio square --dtype bfloat16 --seed 1
