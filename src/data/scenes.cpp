@@ -301,6 +301,8 @@ std::vector<Question> questions(const Scene& scene, std::uint64_t seed) {
 void make_scenes(const std::string& folder, const ScenesConfig& config) {
   expect(config.image_size >= 28 && config.image_size <= 1024, Fault::usage,
          "image_size: expected 28 to 1024, found ", config.image_size);
+  expect(config.num_turns >= 1, Fault::usage, "num_turns: expected 1 or more, found ",
+         config.num_turns);
   make_folder(folder + "/images");
   const auto stream = [&](std::uint64_t which) {
     return Random(mixed(static_cast<std::uint64_t>(config.seed), which));
@@ -327,6 +329,7 @@ void make_scenes(const std::string& folder, const ScenesConfig& config) {
     captions.push_back(caption_sample(id, image, caption(scene), random));
     auto asked = questions(scene, random.next());
     random.shuffle(asked);
+    asked.resize(std::min(asked.size(), static_cast<std::size_t>(config.num_turns)));
     corpus += caption(scene) + "\n";
     for (const auto& item : asked) corpus += item.question + "\n" + item.answer + "\n";
     asked.front().question = "<image>\n" + asked.front().question;
@@ -350,6 +353,7 @@ void make_scenes(const std::string& folder, const ScenesConfig& config) {
     const auto scene = scene_of_split(random, 1 + random.below(3), false);
     auto asked = questions(scene, random.next());
     random.shuffle(asked);
+    asked.resize(std::min(asked.size(), static_cast<std::size_t>(config.num_turns)));
     asked.front().question = caption(scene) + "\n" + asked.front().question;
     texts.push_back(talk(numbered("text_", i), asked));
   }

@@ -39,7 +39,8 @@ struct ScenesConfig {
   std::int64_t num_train = 9000;   // training pictures of one to three things
   std::int64_t num_captions_test = 300;
   std::int64_t num_questions = 700;  // held-out, spread evenly over the kinds
-  std::int64_t num_texts = 12000;    // sentences without pictures
+  std::int64_t num_texts = 12000;    // conversations without pictures
+  std::int64_t num_turns = 6;        // most questions of a conversation
 
   template <class Field>
   void fields(Field& field) {
@@ -50,6 +51,7 @@ struct ScenesConfig {
     field("num_captions_test", num_captions_test, "held-out pictures with captions");
     field("num_questions", num_questions, "held-out questions, spread evenly over their kinds");
     field("num_texts", num_texts, "conversations without pictures");
+    field("num_turns", num_turns, "most questions of a conversation");
   }
 };
 
