@@ -83,13 +83,13 @@ download() {
   fi
   $python -m pip download -q --no-deps --no-cache-dir --only-binary=:all: --require-hashes \
     --disable-pip-version-check "${tags[@]}" -r "$1" -d "$partial/wheels" >"$log" 2>&1 && return 0
-  grep -iE 'error|hash|expected|got' "$log" | head -4 >&2 || true
-  if grep -qi 'hashes' "$log"; then
-    die "a download is not the file it should be (hash above); nothing was kept: run this again, and if it repeats suspect the mirror"
+  if grep -q 'DO NOT MATCH THE HASHES' "$log"; then
+    die "a download is not the file it should be ($(sed -n 's/^ *\(Expected\|Got\) */\1 /p' "$log" |
+      tr '\n' ' ')); nothing was kept: run this again, and if it repeats suspect the mirror"
   elif grep -qi 'no space' "$log"; then
     die "the disk is full under ${TMPDIR:-/tmp} or $cache; free some space, then run this again"
   fi
-  die "the download failed (see above): check the network, then run this again"
+  die "the download failed ($(grep -E '^ERROR' "$log" | tail -1)); check the network, then run this again"
 }
 
 # Whether the folder holds every file its manifest lists, each of the size it was unpacked with.
