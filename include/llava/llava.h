@@ -15,9 +15,9 @@ namespace llava {
 struct ChatOptions {
   std::string device = "auto";  // "cpu", "cuda", "cuda:1"; auto: a GPU where there is one
   std::string dtype = "auto";   // "float32", "bfloat16", "float16"
-  std::string conv_mode;        // chat template; "": the model's own
-  std::string system;           // system text; "": the template's
-  std::string model_base;       // for LoRA and projector-only folders
+  std::string conv_mode = {};   // chat template; "": the model's own
+  std::string system = {};      // system text; "": the template's
+  std::string model_base = {};  // for LoRA and projector-only folders
   double temperature = 0.2;     // 0: the likeliest token always
   double top_p = 1, min_p = 0;
   std::int64_t top_k = 0;

@@ -191,21 +191,10 @@ torch::Tensor embed(Assistant& assistant, const input::Example& example, Timings
     wait_for(features.back());
     timings->vision_ms += clock.milliseconds();
   }
-  auto& embed_tokens = assistant.model->llama->embed_tokens;
-  const auto ids = torch::tensor(example.ids, torch::kInt64);
-  const auto words = embed_tokens(ids.clamp_min(0).to(embed_tokens->weight.device()));
-  if (features.empty()) return words;
-  std::vector<torch::Tensor> pieces;
-  std::int64_t begin = 0;
-  for (std::size_t slot = 0, picture = 0; slot < example.ids.size(); ++slot) {
-    if (example.ids[slot] != input::kImageToken) continue;
-    const auto at = static_cast<std::int64_t>(slot);
-    pieces.push_back(words.slice(0, begin, at));
-    pieces.push_back(features.at(picture++).to(words.scalar_type()));
-    begin = at + 1;
-  }
-  pieces.push_back(words.slice(0, begin));
-  return torch::cat(pieces, 0);  // [T, D]
+  auto batch = input::collate({example});
+  batch.tiles = torch::Tensor();  // they have been looked at
+  batch = batch.to(assistant.model->llama->embed_tokens->weight.device());
+  return assistant.model->splice(batch, std::move(features)).embeds;  // [T, D]
 }
 
 }  // namespace llava::generate

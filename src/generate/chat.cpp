@@ -30,6 +30,7 @@ void Session::prefill_turn() {
   auto example =
       assistant_.encoder.encode_prompt(conversation_, std::move(pictures), held_.messages);
   example.ids.insert(example.ids.begin(), held_.pending.begin(), held_.pending.end());
+  example.labels.insert(example.labels.begin(), held_.pending.size(), input::kIgnore);
   expect_fits(assistant_, example, held_.length, config_.max_new_tokens == 0 ? 0 : 1);
 
   const auto embeds = embed(assistant_, example, &timings_);

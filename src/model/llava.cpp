@@ -118,7 +118,7 @@ std::vector<Tensor> LlavaImpl::image_features(const Tensor& features,
   return merged;
 }
 
-Spliced LlavaImpl::embed(const input::Batch& batch) {
+Spliced LlavaImpl::splice(const input::Batch& batch, std::vector<Tensor> features) {
   Spliced result;
   result.starts = spliced_starts(batch);
   const auto text = llama->embed_tokens(batch.ids.clamp_min(0));  // [T0, D]; marks are cut out
@@ -127,7 +127,6 @@ Spliced LlavaImpl::embed(const input::Batch& batch) {
     result.labels = batch.labels;
     return result;
   }
-  auto features = image_features(vision_features(pixel_values(batch.tiles)), batch.pictures);
   std::vector<Tensor> ignored;
   for (auto& rows : features) {
     rows = rows.to(text.scalar_type());
@@ -136,6 +135,11 @@ Spliced LlavaImpl::embed(const input::Batch& batch) {
   result.embeds = spliced(text, batch.pictures, features);
   result.labels = spliced(batch.labels, batch.pictures, ignored);
   return result;
+}
+
+Spliced LlavaImpl::embed(const input::Batch& batch) {
+  if (batch.pictures.empty()) return splice(batch, {});
+  return splice(batch, image_features(vision_features(pixel_values(batch.tiles)), batch.pictures));
 }
 
 Tensor LlavaImpl::loss(const input::Batch& batch, bool sum) {

@@ -63,9 +63,7 @@ TEST(BeamSearch, EveryBeamHasItsOwnCache) {
 
   torch::NoGradGuard no_grad;
   const auto scores = [&](const std::vector<std::int64_t>& ids) {  // [V] of the next token
-    auto whole = prompt;
-    whole.ids.insert(whole.ids.end(), ids.begin(), ids.end());
-    const auto embeds = embed(assistant, whole);
+    const auto embeds = embed(assistant, followed_by(prompt, ids));
     const auto hidden = assistant.model->llama->forward(embeds, {0, embeds.size(0)});
     return torch::log_softmax(assistant.model->logits(hidden)[-1], 0);
   };

@@ -49,17 +49,14 @@ TEST(Session, TheCachedSecondTurnEqualsAWholeForward) {
   text::Conversation conversation;
   conversation.messages = {{text::Role::user, "<image>\nWhat is in the picture?"}};
   auto whole = assistant.encoder.encode_prompt(conversation, {shown});
-  const auto append = [&](const std::vector<std::int64_t>& ids) {
-    whole.ids.insert(whole.ids.end(), ids.begin(), ids.end());
-  };
-  append(first.ids);
-  append(llama_tokenizer().ids("</s>USER: Why? ASSISTANT:"));
+  whole = followed_by(whole, first.ids);
+  whole = followed_by(whole, llama_tokenizer().ids("</s>USER: Why? ASSISTANT:"));
   torch::NoGradGuard no_grad;
   for (const auto id : second.ids) {
     const auto embeds = embed(assistant, whole);
     const auto hidden = assistant.model->llama->forward(embeds, {0, embeds.size(0)});
     EXPECT_EQ(assistant.model->logits(hidden)[-1].argmax().item<std::int64_t>(), id);
-    append({id});
+    whole = followed_by(whole, {id});
   }
 }
 

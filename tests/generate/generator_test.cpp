@@ -35,9 +35,7 @@ Answer answer_one(Assistant& assistant, const input::Example& prompt, const Gene
 Tensor full_logits(Assistant& assistant, const input::Example& prompt,
                    const std::vector<std::int64_t>& ids) {
   torch::NoGradGuard no_grad;
-  auto whole = prompt;
-  whole.ids.insert(whole.ids.end(), ids.begin(), ids.end());
-  const auto embeds = embed(assistant, whole);
+  const auto embeds = embed(assistant, followed_by(prompt, ids));
   return assistant.model->logits(assistant.model->llama->forward(embeds, {0, embeds.size(0)}));
 }
 

@@ -54,6 +54,13 @@ inline model::Llava scripted_model(std::int64_t first, std::vector<std::int64_t>
   return last_token_model(tokens, logits, config);
 }
 
+/// A prompt with more tokens behind it.
+inline input::Example followed_by(input::Example prompt, const std::vector<std::int64_t>& ids) {
+  prompt.ids.insert(prompt.ids.end(), ids.begin(), ids.end());
+  prompt.labels.resize(prompt.ids.size(), input::kIgnore);
+  return prompt;
+}
+
 inline Assistant make_assistant(model::Llava model, const std::string& conv_mode = "vicuna_v1") {
   Assistant assistant(model, llama_tokenizer(), conv_mode);
   assistant.name = "tiny";

@@ -41,10 +41,10 @@ struct Timings {
 };
 
 struct AssistantOptions {
-  model::LoadOptions load;
-  bool choose_dtype = true;  // with no dtype given: what suits the device, see auto_dtype()
-  std::string conv_mode;     // template name; "": the folder's, else one that suits the decoder
-  std::int64_t context = 0;  // tokens a conversation may have; 0: what the model allows
+  model::LoadOptions load = {};
+  bool choose_dtype = true;    // with no dtype given: what suits the device, see auto_dtype()
+  std::string conv_mode = {};  // template name; "": the folder's, else one that suits the decoder
+  std::int64_t context = 0;    // tokens a conversation may have; 0: what the model allows
 };
 
 /// Not for use by two threads at once, but read_picture() and the encoder are.

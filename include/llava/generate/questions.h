@@ -10,12 +10,12 @@
 namespace llava::generate {
 
 struct QuestionsConfig {
-  std::string input;         // JSON lines: question_id, text, image (a name or a list of names)
-  std::string output;        // JSON lines: question_id, prompt, text, answer_id, model_id, metadata
-  std::string image_folder;  // where the images' names lead
-  std::int64_t batch = 1;    // questions answered together
-  bool with_ids = false;     // answers also have "ids"
-  std::optional<std::string> system;  // instead of the template's system text
+  std::string input;   // JSON lines: question_id, text, image (a name or a list of names)
+  std::string output;  // JSON lines: question_id, prompt, text, answer_id, model_id, metadata
+  std::string image_folder = {};           // where the images' names lead
+  std::int64_t batch = 1;                  // questions answered together
+  bool with_ids = false;                   // answers also have "ids"
+  std::optional<std::string> system = {};  // instead of the template's system text
 };
 
 struct QuestionsReport {

@@ -37,7 +37,10 @@ struct LlavaImpl : torch::nn::Module {
   std::vector<torch::Tensor> image_features(const torch::Tensor& features,
                                             const std::vector<input::PictureSpan>& pictures);
 
-  /// All of the above, then the splice.  Throws Error(data) if rows and marks disagree.
+  /// The batch with its pictures' rows [P_i, D] where their marks are; its tiles are not looked at.
+  Spliced splice(const input::Batch& batch, std::vector<torch::Tensor> features);
+
+  /// All of the above.  Throws Error(data) if rows and marks disagree.
   Spliced embed(const input::Batch& batch);
 
   /// Mean next-token cross-entropy over learned positions (fp32), or their sum.
