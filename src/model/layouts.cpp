@@ -1,4 +1,3 @@
-
 #include "llava/model/layouts.h"
 
 #include "llava/weights/key_map.h"
@@ -8,71 +7,62 @@ namespace {
 
 using weights::Rename;
 
-/// Every layout's prefixes, longer ones first. Source: checkpoints as listed in transformers 5.24,
-/// conversion_mapping.py; haotian-liu/LLaVA 1.2.2; huggingface/peft.
-constexpr Rename kAnyToOurs[] = {
-    // Hugging Face, as transformers 5 holds it; one `model.` too many in some saves
-    {"model.language_model.lm_head.", "lm_head."},
-    {"model.language_model.model.", "llama."},
-    {"model.language_model.", "llama."},
-    // Hugging Face, on disk
-    {"language_model.lm_head.", "lm_head."},
-    {"language_model.model.", "llama."},
-    // the tower, in all of them
+// One table per layout, read from left to right for loading and from right to left for saving.
+// Sources: transformers 5.24, conversion_mapping.py; haotian-liu/LLaVA 1.2.2; huggingface/peft.
+
+/// Files of the original LLaVA; without tower and projector, of a Llama.
+constexpr Rename kOriginal[] = {
     {"model.vision_tower.vision_tower.vision_model.", "vision."},
-    {"model.vision_tower.vision_tower.", "vision."},
-    {"model.vision_tower.vision_model.", "vision."},
-    {"model.vision_tower.", "vision."},
-    {"vision_tower.vision_tower.vision_model.", "vision."},
-    {"vision_tower.vision_tower.", "vision."},
-    {"vision_tower.vision_model.", "vision."},
-    {"vision_tower.", "vision."},
-    {"vision_model.", "vision."},
-    // projectors
-    {"model.multi_modal_projector.linear_1.", "projector.0."},
-    {"model.multi_modal_projector.linear_2.", "projector.2."},
-    {"multi_modal_projector.linear_1.", "projector.0."},
-    {"multi_modal_projector.linear_2.", "projector.2."},
     {"model.mm_projector.", "projector."},
-    {"mm_projector.", "projector."},
-    // the rest of the original layout, and a bare Llama
     {"model.image_newline", "image_newline"},
-    {"image_newline", "image_newline"},
     {"model.embed_tokens.", "llama.embed_tokens."},
     {"model.layers.", "llama.layers."},
     {"model.norm.", "llama.norm."},
     {"lm_head.", "lm_head."},
-    // a bare Llama and a bare tower saved without their prefix
-    {"embed_tokens.", "llama.embed_tokens."},
-    {"layers.", "llama.layers."},
-    {"norm.", "llama.norm."},
+};
+
+/// Files of Hugging Face's LLaVA, which every version of transformers reads.
+constexpr Rename kHuggingFace[] = {
+    {"language_model.model.", "llama."},
+    {"language_model.lm_head.", "lm_head."},
+    {"vision_tower.vision_model.", "vision."},
+    {"multi_modal_projector.linear_1.", "projector.0."},
+    {"multi_modal_projector.linear_2.", "projector.2."},
+    {"image_newline", "image_newline"},
+};
+
+/// Modules of transformers 5, whose names some files have as well.
+constexpr Rename kModules[] = {
+    {"model.language_model.", "llama."},
+    {"lm_head.", "lm_head."},
+    {"model.vision_tower.", "vision."},
+    {"model.multi_modal_projector.linear_1.", "projector.0."},
+    {"model.multi_modal_projector.linear_2.", "projector.2."},
+    {"model.image_newline", "image_newline"},
+};
+
+/// Saves with a prefix too many or too few; read before kModules, whose prefixes are shorter.
+constexpr Rename kNested[] = {
+    {"model.language_model.lm_head.", "lm_head."},
+    {"model.language_model.model.", "llama."},
+    {"model.vision_tower.vision_tower.", "vision."},
+    {"model.vision_tower.vision_model.", "vision."},
+    {"vision_tower.vision_tower.vision_model.", "vision."},
+    {"vision_tower.vision_tower.", "vision."},
+};
+
+/// Parts on their own: towers, decoders and projectors, read last.
+constexpr Rename kParts[] = {
+    {"vision_tower.", "vision."},
+    {"vision_model.", "vision."},
     {"embeddings.", "vision.embeddings."},
     {"pre_layrnorm.", "vision.pre_layrnorm."},
     {"encoder.", "vision.encoder."},
     {"post_layernorm.", "vision.post_layernorm."},
-};
-
-constexpr Rename kOursToHuggingFace[] = {
-    {"llama.", "language_model.model."},
-    {"lm_head.", "language_model.lm_head."},
-    {"vision.", "vision_tower.vision_model."},
-    {"projector.0.", "multi_modal_projector.linear_1."},
-    {"projector.2.", "multi_modal_projector.linear_2."},
-};
-
-constexpr Rename kOursToModules[] = {
-    {"llama.", "model.language_model."},
-    {"vision.", "model.vision_tower."},
-    {"projector.0.", "model.multi_modal_projector.linear_1."},
-    {"projector.2.", "model.multi_modal_projector.linear_2."},
-    {"image_newline", "model.image_newline"},
-};
-
-constexpr Rename kOursToOriginal[] = {
-    {"llama.", "model."},
-    {"vision.", "model.vision_tower.vision_tower.vision_model."},
-    {"projector.", "model.mm_projector."},
-    {"image_newline", "model.image_newline"},
+    {"embed_tokens.", "llama.embed_tokens."},
+    {"layers.", "llama.layers."},
+    {"norm.", "llama.norm."},
+    {"mm_projector.", "projector."},
 };
 
 /// Drops `prefix` as often as the name begins with it.
@@ -92,7 +82,11 @@ std::optional<std::string> our_name(std::string_view name) {
   name = unwrapped(name);
   // PEFT over the original model holds one `model.` too many at times.
   while (name.starts_with("model.model.")) name.remove_prefix(std::string_view("model.").size());
-  return weights::renamed(name, kAnyToOurs);
+  using Table = std::span<const Rename>;
+  for (const Table table :
+       {Table(kOriginal), Table(kNested), Table(kModules), Table(kHuggingFace), Table(kParts)})
+    if (auto ours = weights::renamed(name, table)) return ours;
+  return std::nullopt;
 }
 
 bool is_ignored(std::string_view name) {
@@ -103,14 +97,14 @@ bool is_ignored(std::string_view name) {
 }
 
 std::string layout_name(const std::string& ours, Layout layout) {
-  const auto renamed = layout == Layout::hugging_face ? weights::renamed(ours, kOursToHuggingFace)
-                                                      : weights::renamed(ours, kOursToOriginal);
-  return renamed.value_or(ours);
+  const auto theirs = layout == Layout::hugging_face ? weights::renamed_back(ours, kHuggingFace)
+                                                     : weights::renamed_back(ours, kOriginal);
+  return theirs.value_or(ours);
 }
 
 std::string module_name(const std::string& ours, Layout layout) {
   if (layout == Layout::original) return layout_name(ours, layout);
-  return weights::renamed(ours, kOursToModules).value_or(ours);
+  return weights::renamed_back(ours, kModules).value_or(ours);
 }
 
 }  // namespace llava::model

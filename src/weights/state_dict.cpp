@@ -17,6 +17,7 @@ namespace {
 
 constexpr std::size_t kMaxIndexBytes = 16 << 20;
 constexpr std::size_t kMaxTensors = 65'536;
+constexpr std::size_t kMaxShards = 10'000;
 
 /// A folder's weights are in one of these, the first that is there.
 struct Source {
@@ -90,8 +91,8 @@ Index read_index(const std::string& path) {
       }
       index.names[at->second].push_back(name);
       index.shard_of.emplace(name, at->second);
-      expect(index.shard_of.size() <= kMaxTensors, Fault::data, path, ": more than ", kMaxTensors,
-             " tensors");
+      expect(index.shard_of.size() <= kMaxTensors && index.shards.size() <= kMaxShards, Fault::data,
+             path, ": more than ", kMaxTensors, " tensors or ", kMaxShards, " files");
     }
   });
   expect(has_map && !index.shards.empty(), Fault::data, path,

@@ -39,6 +39,7 @@ const Row kRows[] = {
     {"vision.embeddings.class_embedding",
      {"vision_model.embeddings.class_embedding",
       "vision_tower.vision_model.embeddings.class_embedding",
+      "vision_tower.embeddings.class_embedding",
       "model.vision_tower.vision_model.embeddings.class_embedding",
       "model.vision_tower.embeddings.class_embedding",
       "model.vision_tower.vision_tower.vision_model.embeddings.class_embedding",
