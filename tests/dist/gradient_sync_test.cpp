@@ -2,8 +2,8 @@
 
 #include "little_model.h"
 #include "llava/base/check.h"
-#include "ranks.h"
 #include "support/expect_error.h"
+#include "support/ranks.h"
 
 #include <torch/version.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
@@ -12,24 +12,25 @@
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #include <torch/csrc/distributed/c10d/reducer.hpp>
 
+#include <chrono>
 #include <cstdio>
 #include <sstream>
+#include <thread>
 
 namespace llava::dist {
 namespace {
 
+using support::run_ranks;
 using ::testing::HasSubstr;
 using testing::LittleModel;
-using testing::number;
-using testing::run_ranks;
 using testing::Training;
 
 /// Trains several times over, as LLAVA_TEST_RUNS says: "zero=1,accumulation=2 zero=2"; prints the
 /// weights after each.
 TEST(Rank, DISABLED_Trains) {
-  testing::play([] {
-    const ProcessGroup group(testing::group_config(), place_from_environment());
-    std::istringstream runs(testing::text("LLAVA_TEST_RUNS"));
+  support::play([] {
+    const ProcessGroup group(support::group_config(), place_from_environment());
+    std::istringstream runs(support::text("LLAVA_TEST_RUNS"));
     for (std::string run; runs >> run;) {
       Training training;
       std::istringstream settings(run);
@@ -146,8 +147,8 @@ TEST(GradientSync, CompressedGradientsAreCloseButNotEqual) {
 
 // c10d's own DDP engine as an oracle: the average of its gradients times the ranks is our sum.
 TEST(Rank, DISABLED_MatchesReducer) {
-  testing::play([] {
-    const ProcessGroup group(testing::group_config(), place_from_environment());
+  support::play([] {
+    const ProcessGroup group(support::group_config(), place_from_environment());
     const auto world = group.world_size(), rank = group.rank();
     const auto share = testing::kRows / world;
     LittleModel ours(7), theirs(7);
@@ -212,8 +213,8 @@ TEST(GradientSync, MatchesTheReducerOfLibTorch) {
 
 /// Per strategy: bytes sent in a step of three micro-steps, bytes held, values this rank owns.
 TEST(Rank, DISABLED_Sends) {
-  testing::play([] {
-    auto config = testing::group_config();
+  support::play([] {
+    auto config = support::group_config();
     config.dist_check_steps = 0;
     const ProcessGroup group(config, place_from_environment());
     group.note(1);
@@ -299,6 +300,74 @@ TEST(GradientSync, SendsAndHoldsWhatTheFormulasSay) {
     EXPECT_EQ(three.weights, testing::kLayers * (learned + frozen) / world + rest);
     for (const auto& each : {one, two, three})  // every value has one owner
       EXPECT_EQ(each.owned, 24 * 24 + 7 * 24 + 24 + 24 * 1000 + 4 * (24 * 24 + 24 + 1));
+  }
+}
+
+// ── Overlap ─────────────────────────────────────────────────────────────────────────────────────
+
+/// y = w * x whose forward and backward take their time, as a large layer's do.
+struct Slow : torch::autograd::Function<Slow> {
+  static torch::Tensor forward(torch::autograd::AutogradContext* context, const torch::Tensor& x,
+                               const torch::Tensor& weight) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    context->save_for_backward({x, weight});
+    return x * weight;
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list grads) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(60));
+    const auto saved = context->get_saved_variables();
+    return {grads[0] * saved[1], grads[0] * saved[0]};
+  }
+};
+
+TEST(Rank, DISABLED_Overlaps) {
+  support::play([] {
+    auto config = support::group_config();
+    config.dist_check_steps = 0;
+    config.dist_link_speed = 0.025;  // an all-reduce of 1 MiB by two ranks takes 42 ms
+    const ProcessGroup group(config, place_from_environment());
+    group.note(1);
+    for (const std::int64_t zero : {0, 2, 3}) {
+      Weights weights;
+      constexpr std::int64_t layers = 12;
+      for (std::int64_t i = 0; i < layers; ++i) {
+        weights.parameters.emplace_back("layers." + std::to_string(i),
+                                        torch::ones({1 << 18}, torch::requires_grad()));
+        weights.layers.push_back(i);
+      }
+      const auto sync = make_gradient_sync({.zero = zero, .ddp_bucket_cap_mb = 1}, group, weights);
+      const auto before = group.traffic();
+      auto x = torch::ones({1 << 18}, torch::requires_grad());
+      for (std::int64_t i = 0; i < layers; ++i) {
+        sync->before_layer(i, x);
+        x = Slow::apply(x, weights.parameters[static_cast<std::size_t>(i)].second);
+        sync->after_layer(i, x);
+      }
+      sync->backward(x.sum(), true);
+      const auto after = group.traffic();
+      const double link = after.link_seconds - before.link_seconds;
+      const double waited = after.waited_seconds - before.waited_seconds;
+      std::printf("\nzero %ld hidden %.3f of %.3f s\n", zero, 1 - waited / link, link);
+    }
+    return 0;
+  });
+}
+
+// Times are slept, not computed, so that a busy machine changes them little.
+TEST(GradientSync, CommunicationHidesBehindBackward) {
+  const auto outcomes = run_ranks({.scenario = "Overlaps", .ranks = 2});
+  for (const auto& outcome : outcomes) {
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    std::istringstream lines(outcome.out);
+    int found = 0;
+    for (std::string line; std::getline(lines, line);) {
+      double zero = 0, hidden = 0;
+      if (std::sscanf(line.c_str(), "zero %lf hidden %lf", &zero, &hidden) != 2) continue;
+      ++found;
+      EXPECT_GE(hidden, 0.8) << line;
+    }
+    EXPECT_EQ(found, 3);
   }
 }
 

@@ -1,8 +1,8 @@
 #include "llava/dist/launch.h"
 
 #include "llava/base/check.h"
-#include "ranks.h"
 #include "support/expect_error.h"
+#include "support/ranks.h"
 
 #include <gmock/gmock.h>
 
@@ -15,10 +15,10 @@
 namespace llava::dist {
 namespace {
 
+using support::Outcome;
+using support::run_ranks;
 using ::testing::HasSubstr;
 using ::testing::Not;
-using testing::Outcome;
-using testing::run_ranks;
 
 /// Runs a scenario as a person would: one process that no launcher started.
 Outcome run_alone(const std::string& scenario, std::map<std::string, std::string> environment,
@@ -31,16 +31,16 @@ Outcome run_alone(const std::string& scenario, std::map<std::string, std::string
 }
 
 TEST(Rank, DISABLED_LaunchesThree) {
-  testing::play([] {
+  support::play([] {
     if (const auto code = launch({.nproc_per_node = 3}, 0)) {
       std::printf("launcher %d\n", *code);
       return *code;
     }
-    const ProcessGroup group(testing::group_config(), place_from_environment());
+    const ProcessGroup group(support::group_config(), place_from_environment());
     const auto sum = group.sum(torch::ones({1}) * static_cast<double>(group.rank() + 1));
     if (group.rank() == 0)
       std::printf("sum %g threads %s\n", sum.item<double>(), std::getenv("OMP_NUM_THREADS"));
-    const auto what = testing::text("LLAVA_TEST_FAULT");
+    const auto what = support::text("LLAVA_TEST_FAULT");
     if (what == "data" && group.rank() == 1) fail(Fault::data, "broken.jpg: no picture");
     if (what == "kill" && group.rank() == 1) ::raise(SIGKILL);
     if (what == "kill launcher" && group.rank() == 1) ::kill(::getppid(), SIGKILL);

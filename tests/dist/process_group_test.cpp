@@ -1,8 +1,8 @@
 #include "llava/dist/process_group.h"
 
 #include "llava/base/check.h"
-#include "ranks.h"
 #include "support/expect_error.h"
+#include "support/ranks.h"
 
 #include <gmock/gmock.h>
 
@@ -17,8 +17,8 @@
 namespace llava::dist {
 namespace {
 
+using support::run_ranks;
 using ::testing::HasSubstr;
-using testing::run_ranks;
 
 torch::Tensor row(std::vector<float> values) { return torch::tensor(values); }
 
@@ -46,8 +46,8 @@ TEST(ProcessGroup, AloneReturnsItsInput) {
 }
 
 TEST(Rank, DISABLED_Collectives) {
-  testing::play([] {
-    const ProcessGroup group(testing::group_config(), place_from_environment());
+  support::play([] {
+    const ProcessGroup group(support::group_config(), place_from_environment());
     const auto n = group.world_size(), rank = group.rank();
     const auto mine = torch::full({2}, static_cast<double>(rank + 1), torch::kFloat32);
 
@@ -99,8 +99,8 @@ TEST(ProcessGroup, FourRanksExchange) {
 }
 
 TEST(Rank, DISABLED_CountsBytes) {
-  testing::play([] {
-    const ProcessGroup group(testing::group_config(), place_from_environment());
+  support::play([] {
+    const ProcessGroup group(support::group_config(), place_from_environment());
     const auto values = torch::ones({1000});  // 4,000 bytes
     group.all_reduce(values, "values").wait();
     require(group.traffic().bytes == 2 * 4000 * 3 / 4, "ring all-reduce: 2 S (n-1)/n");
@@ -118,8 +118,8 @@ TEST(ProcessGroup, CountsTheBytesOfRingAlgorithms) {
 }
 
 TEST(Rank, DISABLED_DifferentSettings) {
-  testing::play([] {
-    const ProcessGroup group(testing::group_config(), place_from_environment());
+  support::play([] {
+    const ProcessGroup group(support::group_config(), place_from_environment());
     group.expect_same(group.rank() == 2 ? "a 1\nb 3\nc" : "a 1\nb 2\nc", "settings");
     return 0;
   });
@@ -134,8 +134,8 @@ TEST(ProcessGroup, RanksWithDifferentSettingsAreNamed) {
 }
 
 TEST(Rank, DISABLED_DifferentCollectives) {
-  testing::play([] {
-    const ProcessGroup group(testing::group_config(), place_from_environment());
+  support::play([] {
+    const ProcessGroup group(support::group_config(), place_from_environment());
     group.note(1);
     const auto values = torch::ones({group.rank() == 1 ? 5 : 6});
     group.all_reduce(values, "gradients").wait();
@@ -152,12 +152,12 @@ TEST(ProcessGroup, RanksInDifferentCollectivesAreNamed) {
 }
 
 TEST(Rank, DISABLED_OneIsKilled) {
-  testing::play([] {
-    const ProcessGroup group(testing::group_config(), place_from_environment());
+  support::play([] {
+    const ProcessGroup group(support::group_config(), place_from_environment());
     for (int step = 1;; ++step) {
       group.note(step, "sample-" + std::to_string(group.rank()));
-      if (step == 6 && group.rank() == testing::number("LLAVA_TEST_VICTIM", 0))
-        ::kill(::getpid(), static_cast<int>(testing::number("LLAVA_TEST_SIGNAL", SIGKILL)));
+      if (step == 6 && group.rank() == support::number("LLAVA_TEST_VICTIM", 0))
+        ::kill(::getpid(), static_cast<int>(support::number("LLAVA_TEST_SIGNAL", SIGKILL)));
       group.sum(torch::ones({8}), "gradients of layers.3");
     }
     return 0;
@@ -205,8 +205,8 @@ TEST(ProcessGroup, StoppedRankIsNamedAtTheTimeout) {
 }
 
 TEST(Rank, DISABLED_OneGoesAstray) {
-  testing::play([] {
-    const ProcessGroup group(testing::group_config(), place_from_environment());
+  support::play([] {
+    const ProcessGroup group(support::group_config(), place_from_environment());
     group.note(4);
     group.sum(torch::ones({1}), "loss");
     if (group.rank() == 1) ::pause();  // busy with something else for ever
@@ -226,8 +226,8 @@ TEST(ProcessGroup, RankThatComputesForEverSaysWhere) {
 }
 
 TEST(Rank, DISABLED_OneLeaves) {
-  testing::play([] {
-    const ProcessGroup group(testing::group_config(), place_from_environment());
+  support::play([] {
+    const ProcessGroup group(support::group_config(), place_from_environment());
     group.note(2);
     try {
       if (group.rank() == 1) fail(Fault::data, "images/7.jpg: not a picture");
@@ -295,8 +295,8 @@ TEST(ProcessGroup, WrongAddressIsNamed) {
 }
 
 TEST(Rank, DISABLED_HidesDelay) {
-  testing::play([] {
-    auto config = testing::group_config();
+  support::play([] {
+    auto config = support::group_config();
     config.dist_link_speed = 0.01;  // 10 MB/s
     const ProcessGroup group(config, place_from_environment());
     group.note(100);

@@ -1,9 +1,9 @@
-#include "ranks.h"
+// Runs a scenario in several processes: this very program again, once per rank, each with a time
+// limit. Nothing is left running.
+#pragma once
 
 #include "llava/base/check.h"
-#include "llava/base/files.h"
-
-#include <gtest/gtest.h>
+#include "llava/dist/process_group.h"
 
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -16,12 +16,32 @@
 
 #include <chrono>
 #include <csignal>
+#include <cstdio>
 #include <cstdlib>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
 
 extern char** environ;
 
-namespace llava::dist::testing {
-namespace {
+namespace llava::support {
+
+struct Outcome {
+  int code = 0;     // exit code, or 128 + signal
+  std::string out;  // stdout
+  std::string err;
+};
+
+struct Run {
+  std::string scenario;
+  int ranks = 2;
+  std::map<std::string, std::string> environment = {};
+  double limit_seconds = 60;
+  int port = 0;     // 0: a free one
+  int absent = -1;  // a rank that is not started
+  int stuck = -1;   // a rank that is killed when the others have ended
+};
 
 struct Child {
   pid_t pid = -1;
@@ -29,7 +49,7 @@ struct Child {
 };
 
 /// This program again, as one rank.
-Child start(const Run& run, int rank, int port) {
+inline Child start(const Run& run, int rank, int port) {
   std::map<std::string, std::string> environment;
   for (char** entry = environ; *entry != nullptr; ++entry) {
     const std::string pair = *entry;
@@ -72,7 +92,7 @@ Child start(const Run& run, int rank, int port) {
 }
 
 /// Reads what all ranks say until they close their ends or the time is over.
-void collect(const Run& run, std::vector<Child>& children, std::vector<Outcome>& outcomes) {
+inline void collect(const Run& run, std::vector<Child>& children, std::vector<Outcome>& outcomes) {
   const auto until =
       std::chrono::steady_clock::now() + std::chrono::duration<double>(run.limit_seconds);
   for (;;) {
@@ -109,13 +129,12 @@ void collect(const Run& run, std::vector<Child>& children, std::vector<Outcome>&
   }
 }
 
-int code_of(int status) {
+inline int code_of(int status) {
   return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 }
 
-}  // namespace
-
-int free_port() {
+/// A port nobody listens on.
+inline int free_port() {
   const int descriptor = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   sockaddr_in address{};
   address.sin_family = AF_INET;
@@ -128,7 +147,8 @@ int free_port() {
   return ntohs(address.sin_port);
 }
 
-std::vector<Outcome> run_ranks(const Run& run) {
+/// Outcomes by rank. A process that outlives the limit is killed and has code 137.
+inline std::vector<Outcome> run_ranks(const Run& run) {
   const int port = run.port ? run.port : free_port();
   std::vector<Child> children;
   for (int rank = 0; rank < run.ranks; ++rank)
@@ -149,25 +169,29 @@ std::vector<Outcome> run_ranks(const Run& run) {
   return outcomes;
 }
 
-double number(const char* name, double otherwise) {
+/// An environment variable, or `otherwise`.
+inline double number(const char* name, double otherwise) {
   const char* value = std::getenv(name);
   return value ? std::atof(value) : otherwise;
 }
 
-std::string text(const char* name, const std::string& otherwise) {
+inline std::string text(const char* name, const std::string& otherwise = "") {
   const char* value = std::getenv(name);
   return value ? value : otherwise;
 }
 
-GroupConfig group_config() {
-  GroupConfig config;
+/// The group of this process, from the environment that run_ranks made.
+inline dist::GroupConfig group_config() {
+  dist::GroupConfig config;
   config.dist_timeout = number("LLAVA_TEST_TIMEOUT", 30);
   config.dist_link_speed = number("LLAVA_TEST_LINK", 0);
   config.dist_check_steps = static_cast<std::int64_t>(number("LLAVA_TEST_CHECK_STEPS", 3));
   return config;
 }
 
-void play(const std::function<int()>& part) {
+/// The body of a test "Rank.DISABLED_<scenario>", which run_ranks runs in every rank: does the part
+/// and ends the process with its result; errors end it as they end the program.
+[[noreturn]] inline void play(const std::function<int()>& part) {
   if (!std::getenv("LLAVA_LAUNCHER_PID")) ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // else launch() does
   int code = 1;
   try {
@@ -181,4 +205,4 @@ void play(const std::function<int()>& part) {
   std::exit(code);
 }
 
-}  // namespace llava::dist::testing
+}  // namespace llava::support
