@@ -32,14 +32,20 @@ void copy_files(const std::string& from, const std::string& to) {
     if (is_file(from + "/" + name)) write_file(to + "/" + name, read_file(from + "/" + name));
 }
 
-/// Changes a JSON object in a file; a missing file stays missing unless `makes_it`.
+/// Changes a JSON object in a file, which goes when nothing is left in it. A missing file stays
+/// missing unless `makes_it`.
 void edit(const std::string& path, bool makes_it, const std::function<void(Json&)>& change) {
   if (!is_file(path) && !makes_it) return;
   Json json = is_file(path) ? read_json(path) : Json::object();
   expect(json.is_object(), Fault::data, path, ": expected an object");
   const auto before = json;
   change(json);
-  if (json != before) write_file(path, json_text(json));
+  if (json == before) return;
+  if (json.empty()) {
+    fs::remove(path);
+  } else {
+    write_file(path, json_text(json));
+  }
 }
 
 Json token_object(const std::string& text) {
@@ -52,7 +58,8 @@ Json token_object(const std::string& text) {
 void copy_tokenizer(const std::string& from, const std::string& to,
                     const std::vector<AddedToken>& added) {
   copy_files(from, to);
-  if (added.empty()) return;
+  const bool has_tokenizer = is_file(to + "/tokenizer.model") || is_file(to + "/tokenizer.json");
+  if (added.empty() || !has_tokenizer) return;
   const auto has_pad = std::any_of(added.begin(), added.end(),
                                    [](const AddedToken& token) { return token.first == "<pad>"; });
   edit(to + "/added_tokens.json", /*makes_it=*/true, [&](Json& json) {
@@ -120,6 +127,7 @@ void copy_tokenizer_cut(const std::string& from, const std::string& to, std::int
           dropped.push_back((*item)["content"].get<std::string>());
         item = goes ? decoder.erase(item) : std::next(item);
       }
+      if (decoder.empty()) json.erase("added_tokens_decoder");
     }
     if (json.contains("pad_token") && is_dropped(json["pad_token"])) json["pad_token"] = "<unk>";
   });

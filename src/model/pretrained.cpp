@@ -51,8 +51,9 @@ torch::ScalarType dtype_of(const Sources& sources) {
 
 /// The tower's weights, where the folder's own files lack them.
 void add_tower(Sources& sources, LlavaConfig& config, const std::string& where) {
-  config.tower_in_weights = sources.has_prefix("vision.");
-  if (config.tower_in_weights) return;
+  const bool is_inside = sources.has_prefix("vision.");
+  if (config.layout == Layout::original) config.tower_in_weights = is_inside;
+  if (is_inside || config.layout == Layout::hugging_face) return;
   expect(is_folder(config.vision_tower), Fault::data, where,
          ": the weights hold no vision tower, and \"", config.vision_tower,
          "\" (mm_vision_tower) is no folder here; name the tower's folder with --vision_tower DIR");
@@ -68,6 +69,7 @@ Pretrained build(const LlavaConfig& config, Sources& sources, const std::string&
   loaded.model = Llava(config, torch::TensorOptions(dtype).device(options.device));
   sources.fill(loaded.model);
   loaded.model->eval();
+  for (auto& parameter : loaded.model->parameters()) parameter.requires_grad_(false);
   return loaded;
 }
 

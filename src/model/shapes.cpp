@@ -99,7 +99,8 @@ LlavaConfig named_shape(const std::string& name) {
   // The Hugging Face classes know neither a linear projector nor the class token alone.
   const bool is_original = config.projector_type == "linear" || config.merge.class_only;
   config.layout = is_original ? Layout::original : Layout::hugging_face;
-  config.merge.hugging_face = config.tiling.height_first = !is_original;
+  config.merge.hugging_face = !is_original;
+  config.tiling.height_first = !is_original && found->aspect == Aspect::anyres;
   const auto base_rows = found->text.rows - 64;  // without <image>, <pad> and spare rows
   if (is_original) {
     config.text.vocab_size = base_rows;

@@ -76,7 +76,7 @@ void read_special_tokens(const Keys& keys, const Keys& outer, LlamaConfig& confi
   const auto& eos = keys.has("eos_token_id") ? keys : outer;
   config.eos_token_ids = eos.numbers("eos_token_id", config.eos_token_ids);
   const auto token = [&](const char* key, std::optional<std::int64_t> otherwise) {
-    if (const auto id = keys.token(key)) return id;
+    if (keys.has(key) || keys.is_null(key)) return keys.token(key);
     if (const auto id = outer.token(key)) return id;
     return otherwise;
   };

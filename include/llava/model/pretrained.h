@@ -24,7 +24,7 @@ struct Pretrained {
 
 /// Loads any folder of the contract's table. No random initialisation, no second copy: each tensor
 /// goes from the file's mapping to its place.  Throws Error(data) listing every missing, unexpected
-/// and misshapen tensor at once.
+/// and misshapen tensor at once. The model is in evaluation mode and nothing of it learns yet.
 Pretrained load_pretrained(const std::string& folder, const LoadOptions& options = {});
 
 /// Writes config, weights, preprocessor and tokenizer files (copied from `tokenizer_folder`) so
