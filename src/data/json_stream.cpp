@@ -18,7 +18,7 @@ namespace {
 
 std::string reason(int error) { return std::generic_category().message(error); }
 
-constexpr std::size_t kBufferBytes = 1 << 20;
+constexpr std::size_t kBufferBytes = 64 << 10;
 
 /// Bytes that matter inside a string, and those that matter outside one.
 constexpr auto kInString = [] {
