@@ -18,19 +18,14 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// A descriptor that holds the lock, which the system drops with the process however it ends.
-int take_lock(const std::string& folder) {
-  const std::string path = folder + "/.lock";
-  const int descriptor = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+void take_lock(int descriptor, const std::string& folder) {
   expect(descriptor >= 0, Fault::usage, folder, ": cannot be written (",
          std::generic_category().message(errno), "); choose an --output_dir you may write to");
-  if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0) return descriptor;
+  if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0) return;
   const bool is_taken = errno == EWOULDBLOCK;
-  ::close(descriptor);
   expect(!is_taken, Fault::usage, folder,
          ": another run is at work here; wait for it, or choose another --output_dir");
-  return -1;  // a file system without locks
-}
+}  // else a file system without locks
 
 }  // namespace
 
@@ -55,7 +50,8 @@ OutputFolder::OutputFolder(const TrainConfig& config, const Compute& compute) {
   const std::string& folder = config.loop.output_dir;
   make_folder(folder);
   if (compute.rank != 0) return;
-  lock_ = take_lock(folder);
+  lock_.open(folder + "/.lock");
+  take_lock(lock_.descriptor, folder);
   remove_unfinished_checkpoints(folder);
   if (config.checkpoint.resume_from_checkpoint.empty()) {
     for (const auto& path : list_checkpoints(folder)) {
@@ -69,8 +65,12 @@ OutputFolder::OutputFolder(const TrainConfig& config, const Compute& compute) {
   write_file(folder + "/environment.json", json_text(environment(config, compute)));
 }
 
-OutputFolder::~OutputFolder() {
-  if (lock_ >= 0) ::close(lock_);
+void OutputFolder::Lock::open(const std::string& path) {
+  descriptor = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+}
+
+OutputFolder::Lock::~Lock() {
+  if (descriptor >= 0) ::close(descriptor);
 }
 
 }  // namespace llava::train

@@ -54,8 +54,7 @@ Trainer::Trainer(const TrainConfig& config, const Compute& compute, const Traine
       compute_(compute),
       parts_(parts),
       steps_per_epoch_(parts.data.train->sampler().steps_per_epoch()),
-      total_steps_(train::total_steps(config.schedule, steps_per_epoch_)),
-      peak_flops_(train::peak_flops(compute.device, compute.dtype)) {
+      total_steps_(train::total_steps(config.schedule, steps_per_epoch_)) {
   const auto& data = config.data;
   identity_ = {{"settings", effective_settings(config, compute)},
                {"data", parts.data.records->fingerprint()},
@@ -125,6 +124,7 @@ StepReport Trainer::step() {
 
 void Trainer::run() {
   const StopSignals signals;
+  peak_flops_ = peak_flops(compute_.device, compute_.dtype);
   const double began = seconds_now();
   const std::int64_t first_step = progress_.step;
   begin_interval();
@@ -271,9 +271,9 @@ void Trainer::validate() {
   const double began = seconds_now();
   const double loss = evaluate();
   log::info("validation at step ", progress_.step, ": loss ", loss);
-  if (metrics_)
-    metrics_->line("eval", progress_.step, {{"loss", loss}, {"runtime", seconds_now() - began}});
-  begin_interval();
+  const double seconds = seconds_now() - began;
+  if (metrics_) metrics_->line("eval", progress_.step, {{"loss", loss}, {"runtime", seconds}});
+  interval_.began += seconds;  // not the steps' time
 }
 
 bool Trainer::is_due(const std::string& strategy, std::int64_t every) const {
@@ -307,6 +307,7 @@ void Trainer::restore(const Checkpoint& checkpoint, bool with_random) {
 void Trainer::save() {
   settle();
   if (saved_step_ == progress_.step) return;
+  const double began = seconds_now();
   const Checkpoint now = checkpoint();
   for (const auto& [name, tensor] : now.tensors)
     expect(!tensor.is_floating_point() || std::isfinite(tensor.norm().item<double>()),
@@ -320,7 +321,7 @@ void Trainer::save() {
     metrics_->line("save", progress_.step, {{"path", "checkpoint-" + std::to_string(now.step)}});
     metrics_->draw();
   }
-  begin_interval();
+  interval_.began += seconds_now() - began;
 }
 
 /// The checkpoint that rank 0 chose and verified; one of step 0 where there is none.

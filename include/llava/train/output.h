@@ -19,12 +19,18 @@ class OutputFolder {
   /// environment.json.  Throws Error(usage) if it cannot be written, another run is at work in it,
   /// or it holds checkpoints of an earlier run that this one does not go on from.
   OutputFolder(const TrainConfig& config, const Compute& compute);
-  ~OutputFolder();
-  OutputFolder(const OutputFolder&) = delete;
-  OutputFolder& operator=(const OutputFolder&) = delete;
 
  private:
-  int lock_ = -1;
+  /// A file's descriptor: the system drops its lock with the process, however that ends.
+  struct Lock {
+    Lock() = default;
+    ~Lock();
+    Lock(const Lock&) = delete;
+    Lock& operator=(const Lock&) = delete;
+    void open(const std::string& path);
+    int descriptor = -1;
+  };
+  Lock lock_;
 };
 
 }  // namespace llava::train
