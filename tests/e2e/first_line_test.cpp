@@ -141,8 +141,9 @@ TEST_F(FirstLine, BadInputIsNamedWithItsExitCode) {
   EXPECT_THAT(cut.err, HasSubstr("model.safetensors"));
 
   write_file(path("bad.json"), "[\n{\"id\": \"a\", \"conversations\": []},\n{\"id\": }\n]\n");
-  const auto json = llava({"train", "--model_name_or_path", path("model"), "--data_path",
-                           path("bad.json"), "--output_dir", path("never"), "--max_steps", "1"});
+  const auto json =
+      llava({"train", "--model_name_or_path", path("model"), "--data_path", path("bad.json"),
+             "--output_dir", path("never"), "--max_steps", "1", "--quiet"});
   EXPECT_EQ(json.exit, 3);
   EXPECT_THAT(json.err, HasSubstr("bad.json"));
   for (const auto* outcome : {&missing, &broken, &option, &cut, &json})
