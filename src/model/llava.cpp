@@ -142,16 +142,23 @@ Spliced LlavaImpl::embed(const input::Batch& batch) {
   return splice(batch, image_features(vision_features(pixel_values(batch.tiles)), batch.pictures));
 }
 
-Tensor LlavaImpl::loss(const input::Batch& batch, bool sum) {
+nn::TokenLoss LlavaImpl::token_loss(const input::Batch& batch) {
   const auto rows = embed(batch);
   const auto hidden = llama->forward(rows.embeds, rows.starts);
-  const auto loss = nn::next_token_loss(hidden, head_weight(), rows.labels, rows.starts);
-  auto value = sum ? loss.sum : loss.sum / std::max<std::int64_t>(loss.count, 1);
-  if (value.requires_grad() || !torch::GradMode::is_enabled()) return value;
+  auto loss = nn::next_token_loss(hidden, head_weight(), rows.labels, rows.starts);
+  if (loss.sum.requires_grad() || !torch::GradMode::is_enabled()) return loss;
   // Text alone while only the projector learns: backward must still be possible, with zeros.
-  for (const auto& parameter : parameters())
-    if (parameter.requires_grad()) return value + parameter.flatten()[0] * 0;
-  return value;
+  for (const auto& parameter : parameters()) {
+    if (!parameter.requires_grad()) continue;
+    loss.sum = loss.sum + parameter.flatten()[0] * 0;
+    break;
+  }
+  return loss;
+}
+
+Tensor LlavaImpl::loss(const input::Batch& batch, bool sum) {
+  const auto loss = token_loss(batch);
+  return sum ? loss.sum : loss.sum / std::max<std::int64_t>(loss.count, 1);
 }
 
 Tensor LlavaImpl::logits(const Tensor& hidden) {

@@ -11,10 +11,10 @@ using torch::autograd::variable_list;
 
 constexpr std::int64_t kChunkBytes = 128 << 20;  // fp32 logits that may exist at a time
 
-/// Sum of the cross-entropy of hidden [n, D] against tokens [n], and with `wants` its gradients,
-/// chunk by chunk.
+/// Cross-entropy, each and summed, of hidden [n, D] against tokens [n], and with `wants` its
+/// gradients, chunk by chunk.
 struct Sums {
-  Tensor sum, grad_hidden, grad_weight;
+  Tensor sum, each, grad_hidden, grad_weight;
 };
 Sums chunked_cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& tokens,
                            std::int64_t chunk, bool wants_hidden, bool wants_weight) {
@@ -22,6 +22,7 @@ Sums chunked_cross_entropy(const Tensor& hidden, const Tensor& weight, const Ten
   const auto n = hidden.size(0);
   Sums sums;
   sums.sum = torch::zeros({}, hidden.options().dtype(wide));
+  sums.each = torch::empty({n}, sums.sum.options());
   if (wants_hidden) sums.grad_hidden = torch::empty_like(hidden);
   // Summed over chunks in fp32: adding rounded chunks would lose what one product keeps.
   if (wants_weight) sums.grad_weight = torch::zeros_like(weight, weight.options().dtype(wide));
@@ -31,7 +32,9 @@ Sums chunked_cross_entropy(const Tensor& hidden, const Tensor& weight, const Ten
     const auto next = tokens.slice(0, begin, end).unsqueeze(1);           // [c, 1]
     auto logits = torch::matmul(rows, weight.t()).to(wide);               // [c, V]
     const auto log_sum = torch::logsumexp(logits, -1, /*keepdim=*/true);  // [c, 1]
-    sums.sum += (log_sum - logits.gather(1, next)).sum();
+    const auto losses = log_sum - logits.gather(1, next);                 // [c, 1]
+    sums.each.slice(0, begin, end).copy_(losses.squeeze(1));
+    sums.sum += losses.sum();
     if (!wants_hidden && !wants_weight) continue;
     auto grad_wide = logits.sub_(log_sum).exp_();  // softmax
     grad_wide.scatter_add_(1, next, torch::full_like(log_sum, -1));
@@ -53,9 +56,9 @@ Sums chunked_cross_entropy(const Tensor& hidden, const Tensor& weight, const Ten
 
 /// Gradients are made in forward, while the logits are there, and scaled in backward.
 struct TokenLossFunction : torch::autograd::Function<TokenLossFunction> {
-  static Tensor forward(AutogradContext* context, const Tensor& hidden, const Tensor& weight,
-                        const Tensor& positions, const Tensor& tokens, std::int64_t chunk,
-                        bool is_recorded) {
+  static variable_list forward(AutogradContext* context, const Tensor& hidden, const Tensor& weight,
+                               const Tensor& positions, const Tensor& tokens, std::int64_t chunk,
+                               bool is_recorded) {
     const bool wants_hidden = is_recorded && hidden.requires_grad();
     const bool wants_weight = is_recorded && weight.requires_grad();
     const auto sums = chunked_cross_entropy(hidden.index_select(0, positions), weight, tokens,
@@ -65,7 +68,8 @@ struct TokenLossFunction : torch::autograd::Function<TokenLossFunction> {
         {sums.grad_hidden,
          sums.grad_weight.defined() ? sums.grad_weight.to(weight.scalar_type()) : Tensor(),
          positions});
-    return sums.sum;
+    context->mark_non_differentiable({sums.each});
+    return {sums.sum, sums.each};
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
@@ -104,11 +108,11 @@ TokenLoss next_token_loss(const torch::Tensor& hidden, const torch::Tensor& weig
                           std::int64_t chunk) {
   const auto targets = learned_targets(labels, starts);
   const auto fitting = kChunkBytes / static_cast<std::int64_t>(sizeof(float)) / weight.size(0);
-  const auto sum = TokenLossFunction::apply(
+  const auto losses = TokenLossFunction::apply(
       hidden, weight, targets.positions.to(hidden.device(), /*non_blocking=*/true),
       targets.tokens.to(hidden.device(), /*non_blocking=*/true),
       std::max<std::int64_t>(1, chunk > 0 ? chunk : fitting), torch::GradMode::is_enabled());
-  return {sum, targets.positions.size(0)};
+  return {losses[0], targets.positions.size(0), losses[1]};
 }
 
 }  // namespace llava::nn

@@ -200,25 +200,33 @@ void Metrics::append(const Json& line) {
 }
 
 void Metrics::step(const StepMetrics& m) {
-  append({{"kind", "train"},
-          {"step", m.step},
-          {"epoch", m.epoch},
-          {"loss", m.loss},
-          {"learning_rate", m.learning_rate},
-          {"grad_norm", m.grad_norm},
-          {"tokens", m.tokens},
-          {"tokens_per_second", m.tokens_per_second},
-          {"mfu", m.mfu ? Json(*m.mfu) : Json(nullptr)},
-          {"step_time", m.step_time},
-          {"data_time", m.data_time},
-          {"mem_peak", m.mem_peak},
-          {"skipped", m.skipped}});
-  if (files_->events)
-    files_->events->scalars(m.step, {{"train/loss", m.loss},
-                                     {"train/learning_rate", m.learning_rate},
-                                     {"train/grad_norm", m.grad_norm},
-                                     {"train/epoch", m.epoch},
-                                     {"train/tokens_per_second", m.tokens_per_second}});
+  Json line{{"kind", "train"},
+            {"step", m.step},
+            {"epoch", m.epoch},
+            {"loss", m.loss},
+            {"learning_rate", m.learning_rate},
+            {"grad_norm", m.grad_norm},
+            {"tokens", m.tokens},
+            {"tokens_per_second", m.tokens_per_second},
+            {"mfu", m.mfu ? Json(*m.mfu) : Json(nullptr)},
+            {"step_time", m.step_time},
+            {"data_time", m.data_time},
+            {"mem_peak", m.mem_peak},
+            {"skipped", m.skipped}};
+  std::vector<std::pair<std::string, double>> scalars{
+      {"train/loss", m.loss},
+      {"train/learning_rate", m.learning_rate},
+      {"train/grad_norm", m.grad_norm},
+      {"train/epoch", m.epoch},
+      {"train/tokens_per_second", m.tokens_per_second}};
+  if (m.loss_image && m.loss_text) {  // else the one there is is the loss
+    line["loss_image"] = *m.loss_image;
+    line["loss_text"] = *m.loss_text;
+    scalars.emplace_back("train/loss_image", *m.loss_image);
+    scalars.emplace_back("train/loss_text", *m.loss_text);
+  }
+  append(line);
+  if (files_->events) files_->events->scalars(m.step, scalars);
   if (log::has_status()) {
     log::status(bar_text(name_, m, total_steps_, first_step_, steady_seconds() - began_));
   } else {

@@ -23,6 +23,39 @@ double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+/// Losses of a batch's learned tokens, summed over those of samples with pictures and the rest.
+struct ByModality {
+  torch::Tensor image, text;  // [] float32
+  std::int64_t image_tokens = 0, text_tokens = 0;
+};
+
+ByModality split_by_modality(const input::Batch& batch, const torch::Tensor& each) {
+  const auto* labels = batch.labels.const_data_ptr<std::int64_t>();
+  std::vector<float> has_picture;  // of each learned token, in order
+  std::size_t picture = 0;
+  for (std::size_t row = 0; row + 1 < batch.starts.size(); ++row) {
+    bool has = false;
+    for (; picture < batch.pictures.size() && batch.pictures[picture].slot < batch.starts[row + 1];
+         ++picture)
+      has = true;
+    for (auto t = batch.starts[row] + 1; t < batch.starts[row + 1]; ++t)
+      if (labels[t] != input::kIgnore) has_picture.push_back(has ? 1 : 0);
+  }
+  const auto share = torch::tensor(has_picture).to(each.device(), /*non_blocking=*/true);  // [n]
+  ByModality split;
+  split.image = (each * share).sum();
+  split.text = (each * (1 - share)).sum();
+  split.image_tokens = std::count(has_picture.begin(), has_picture.end(), 1.0F);
+  split.text_tokens = static_cast<std::int64_t>(has_picture.size()) - split.image_tokens;
+  return split;
+}
+
+/// A mean, where there is something to take it of.
+std::optional<double> mean(double sum, std::int64_t count) {
+  if (count == 0) return std::nullopt;
+  return sum / static_cast<double>(count);
+}
+
 /// The first few of a list of sample ids, for messages.
 std::string listed(const std::vector<std::string>& ids) {
   constexpr std::size_t kShown = 8;
@@ -97,23 +130,32 @@ StepReport Trainer::step() {
       by_token ? std::max(1.0, counts[0].item<double>())
                : static_cast<double>(micro_steps) * static_cast<double>(compute_.world_size);
 
-  torch::Tensor loss = torch::zeros({}, torch::device(compute_.device));
+  // The loss, and that of tokens of samples with and without pictures, summed.
+  torch::Tensor losses = torch::zeros({3}, torch::device(compute_.device));
+  auto learned = torch::zeros({2}, torch::kInt64);
   for (std::size_t micro = 0; micro < micro_steps; ++micro) {
     const input::Batch& batch = work.micro_batches[micro];
     report.flops += useful_flops(parts_.model->config, parts_.facts.learning, work_of(batch));
-    const torch::Tensor part = parts_.model->loss(batch.to(compute_.device), by_token) / divisor;
+    const nn::TokenLoss loss = parts_.model->token_loss(batch.to(compute_.device));
+    const double tokens = by_token ? 1 : static_cast<double>(std::max<std::int64_t>(1, loss.count));
+    const torch::Tensor part = loss.sum / (tokens * divisor);
     parts_.sync.backward(part, /*last_micro_step=*/micro + 1 == micro_steps);
-    loss += part.detach();
+    const ByModality split = split_by_modality(batch, loss.each);
+    losses += torch::stack({part.detach(), split.image, split.text});
+    learned += torch::tensor({split.image_tokens, split.text_tokens});
   }
-  loss = parts_.group.sum(loss, "the loss");
+  losses = parts_.group.sum(losses, "the loss");
+  learned = parts_.group.sum(learned, "learned tokens");
   const torch::Tensor norm = parts_.sync.total_norm(parts_.optimizer.gradient_norm());
-  const torch::Tensor skip = torch::isfinite(loss + norm).logical_not().to(torch::kFloat32);
+  const torch::Tensor skip = torch::isfinite(losses[0] + norm).logical_not().to(torch::kFloat32);
   const double factor = rate_factor(config_.schedule, progress_.step, total_steps_);
   parts_.optimizer.step(factor, norm, skip);
   parts_.optimizer.zero_grad();
   parts_.sync.publish();
 
-  report.figures = torch::stack({loss, norm, skip});
+  report.figures = torch::stack({losses[0], norm, skip, losses[1], losses[2]});
+  report.image_tokens = learned[0].item<std::int64_t>();
+  report.text_tokens = learned[1].item<std::int64_t>();
   report.learning_rate = factor * config_.schedule.learning_rate;
   progress_.step = report.step;
   progress_.samples += counts[1].item<std::int64_t>();
@@ -126,7 +168,7 @@ void Trainer::run() {
   const StopSignals signals;
   peak_flops_ = peak_flops(compute_.device, compute_.dtype);
   const double began = seconds_now();
-  const std::int64_t first_step = progress_.step;
+  const Progress first = progress_;
   begin_interval();
   while (progress_.step < total_steps_) {
     pending_.push_back(step());
@@ -142,7 +184,7 @@ void Trainer::run() {
     if (parts_.group.any(!signal.empty(), "whether to stop")) stop(signal);
   }
   finish_saving();
-  write_end(seconds_now() - began, progress_.step - first_step);
+  write_end(seconds_now() - began, progress_.step - first.step, first.samples);
 }
 
 /// Returns once the last checkpoint is safe, on all ranks.
@@ -159,15 +201,18 @@ void Trainer::stop(const std::string& signal) {
        progress_.step, " of ", total_steps_, " and saved; --resume_from_checkpoint last goes on");
 }
 
-void Trainer::write_end(double seconds, std::int64_t steps) {
+void Trainer::write_end(double seconds, std::int64_t steps, std::int64_t samples_before) {
   if (!metrics_) return;
   const auto updates = std::max<std::int64_t>(1, progress_.step - progress_.updates_skipped);
-  metrics_->line("end", progress_.step,
-                 {{"train_loss", progress_.loss_sum / static_cast<double>(updates)},
-                  {"train_runtime", seconds},
-                  {"train_steps_per_second", static_cast<double>(steps) / std::max(1e-9, seconds)},
-                  {"samples", progress_.samples},
-                  {"tokens", progress_.tokens}});
+  metrics_->line(
+      "end", progress_.step,
+      {{"train_loss", progress_.loss_sum / static_cast<double>(updates)},
+       {"train_runtime", seconds},
+       {"train_steps_per_second", static_cast<double>(steps) / std::max(1e-9, seconds)},
+       {"train_samples_per_second",
+        static_cast<double>(progress_.samples - samples_before) / std::max(1e-9, seconds)},
+       {"samples", progress_.samples},
+       {"tokens", progress_.tokens}});
   metrics_->draw();
 }
 
@@ -176,7 +221,7 @@ void Trainer::settle() {
   if (pending_.empty()) return;
   std::vector<torch::Tensor> figures;
   for (const auto& report : pending_) figures.push_back(report.figures);
-  const auto host = torch::stack(figures).to(torch::kCPU);  // [steps, 3]
+  const auto host = torch::stack(figures).to(torch::kCPU);  // [steps, 5]
   const auto values = host.accessor<float, 2>();
   const auto reports = std::exchange(pending_, {});
   for (std::size_t i = 0; i < reports.size(); ++i) {
@@ -186,6 +231,10 @@ void Trainer::settle() {
     interval_.learning_rate = reports[i].learning_rate;
     interval_.grad_norm = row[1];
     interval_.loss += row[0];
+    interval_.image_loss += row[3];
+    interval_.text_loss += row[4];
+    interval_.image_tokens += reports[i].image_tokens;
+    interval_.text_tokens += reports[i].text_tokens;
     if (row[2] != 0) {
       react_to_non_finite(reports[i], row[0], row[1]);
     } else {
@@ -233,6 +282,8 @@ void Trainer::log_step() {
   metrics.step = progress_.step;
   metrics.epoch = static_cast<double>(progress_.step) / static_cast<double>(steps_per_epoch_);
   metrics.loss = interval_.loss / steps;
+  metrics.loss_image = mean(interval_.image_loss, interval_.image_tokens);
+  metrics.loss_text = mean(interval_.text_loss, interval_.text_tokens);
   metrics.learning_rate = interval_.learning_rate;
   metrics.grad_norm = interval_.grad_norm;
   metrics.tokens = progress_.tokens;
@@ -246,33 +297,44 @@ void Trainer::log_step() {
   begin_interval();
 }
 
-double Trainer::evaluate() {
+Trainer::Validation Trainer::evaluate() {
   torch::NoGradGuard no_grad;
   auto& loader = *parts_.data.validation;
   parts_.model->eval();
   loader.seek(0);
-  torch::Tensor sum = torch::zeros({}, torch::device(compute_.device));
-  std::int64_t learned = 0;
+  // Of samples with pictures, and without.
+  torch::Tensor sums = torch::zeros({2}, torch::device(compute_.device));
+  auto counts = torch::zeros({2}, torch::kInt64);
   for (std::int64_t i = 0; i < loader.sampler().steps_per_epoch(); ++i) {
     const data::Step work = loader.next();
-    for (const auto& batch : work.micro_batches)
-      sum += parts_.model->loss(batch.to(compute_.device), /*sum=*/true);
-    learned += work.num_learned;
+    for (const auto& batch : work.micro_batches) {
+      const auto loss = parts_.model->token_loss(batch.to(compute_.device));
+      const ByModality split = split_by_modality(batch, loss.each);
+      sums += torch::stack({split.image, split.text});
+      counts += torch::tensor({split.image_tokens, split.text_tokens});
+    }
   }
   parts_.model->train();
-  const double total = parts_.group.sum(sum, "the validation loss").item<double>();
-  const double count =
-      parts_.group.sum(torch::tensor({learned}), "validated tokens").item<double>();
-  return total / std::max(1.0, count);
+  sums = parts_.group.sum(sums, "the validation loss").cpu();
+  counts = parts_.group.sum(counts, "validated tokens");
+  const auto sum = [&](int i) { return static_cast<double>(sums[i].item<float>()); };
+  const auto count = [&](int i) { return counts[i].item<std::int64_t>(); };
+  return {mean(sum(0) + sum(1), count(0) + count(1)).value_or(0), mean(sum(0), count(0)),
+          mean(sum(1), count(1))};
 }
 
 void Trainer::validate() {
   settle();
   const double began = seconds_now();
-  const double loss = evaluate();
-  log::info("validation at step ", progress_.step, ": loss ", loss);
+  const Validation validation = evaluate();
+  log::info("validation at step ", progress_.step, ": loss ", validation.loss);
   const double seconds = seconds_now() - began;
-  if (metrics_) metrics_->line("eval", progress_.step, {{"loss", loss}, {"runtime", seconds}});
+  Json line{{"loss", validation.loss}, {"runtime", seconds}};
+  if (validation.loss_image && validation.loss_text) {
+    line["loss_image"] = *validation.loss_image;
+    line["loss_text"] = *validation.loss_text;
+  }
+  if (metrics_) metrics_->line("eval", progress_.step, line);
   interval_.began += seconds;  // not the steps' time
 }
 

@@ -5,8 +5,10 @@
 #include "support/temporary_folder.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <atomic>
+#include <csignal>
 #include <thread>
 
 namespace llava::train {
@@ -179,6 +181,28 @@ TEST(Checkpoint, IsNotWrittenWhenARankLeaves) {
           }),
       HasSubstr("rank 1 did not write its part"));
   EXPECT_THAT(names_in(folder.path()), ElementsAre("checkpoint-1"));
+}
+
+TEST(Checkpoint, SaveThatTheDiskRefusesLeavesTheEarlierOne) {
+  const TemporaryFolder folder;
+  write_checkpoint(folder.path(), checkpoint_of(1));
+  auto large = checkpoint_of(2);
+  large.tensors.add("large", torch::zeros({100'000}));
+  rlimit before{};
+  ::getrlimit(RLIMIT_FSIZE, &before);
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  for (const rlim_t bytes : {0, 10, 1000, 200'000, 399'999}) {  // wherever the file stands then
+    rlimit small = before;
+    small.rlim_cur = bytes;
+    ::setrlimit(RLIMIT_FSIZE, &small);
+    EXPECT_THROW(write_checkpoint(folder.path(), large), Error) << bytes;
+    ::setrlimit(RLIMIT_FSIZE, &before);
+    EXPECT_THAT(names_in(folder.path()), ElementsAre("checkpoint-1")) << bytes;
+    EXPECT_EQ(last_checkpoint(folder.path()), folder / "checkpoint-1");
+  }
+  std::signal(SIGXFSZ, handler);
+  write_checkpoint(folder.path(), large);
+  EXPECT_EQ(last_checkpoint(folder.path()), folder / "checkpoint-2");
 }
 
 TEST(CheckpointWriter, SavesWhatWasThereWhenAsked) {

@@ -453,15 +453,45 @@ TEST_F(TrainerTest, ValidationLossIsThatOfTheHeldOutTokens) {
   TinyRun run(wanted);
   EXPECT_EQ(run.data.held_out->size(), 4);
   double sum = 0, learned = 0;
+  double parts[2] = {}, counts[2] = {};  // with pictures, without
   torch::NoGradGuard no_grad;
   for (std::int64_t i = 0; i < 4; ++i) {
     const auto batch = input::collate(
         {data::load_example(run.data.held_out->at(i), *run.data.encoder, run.data.media)});
-    sum += run.start.model->loss(batch, /*sum=*/true).item<float>();
-    learned += static_cast<double>(batch.num_learned());
+    const double loss = run.start.model->loss(batch, /*sum=*/true).item<float>();
+    const auto count = static_cast<double>(batch.num_learned());
+    sum += loss;
+    learned += count;
+    parts[batch.pictures.empty()] += loss;
+    counts[batch.pictures.empty()] += count;
   }
-  EXPECT_NEAR(run.trainer->evaluate(), sum / learned, 1e-4);
-  EXPECT_NEAR(run.trainer->evaluate(), sum / learned, 1e-4);  // again, from the beginning
+  for (int again = 0; again < 2; ++again) {  // from the beginning each time
+    const auto validation = run.trainer->evaluate();
+    EXPECT_NEAR(validation.loss, sum / learned, 1e-4);
+    ASSERT_TRUE(validation.loss_image);
+    EXPECT_NEAR(*validation.loss_image, parts[0] / counts[0], 1e-4);
+    EXPECT_EQ(validation.loss_text.has_value(), counts[1] > 0);
+    if (validation.loss_text) {
+      EXPECT_NEAR(*validation.loss_text, parts[1] / counts[1], 1e-4);
+    }
+  }
+}
+
+TEST_F(TrainerTest, LossIsToldByModality) {
+  auto wanted = config();
+  wanted.data.shuffle = false;  // three samples with pictures and one without in every step
+  wanted.schedule.max_steps = 2;
+  TinyRun run(wanted);
+  const auto report = run.trainer->step();
+  const double image = report.figures[3].item<float>(), text = report.figures[4].item<float>();
+  EXPECT_GT(report.image_tokens, report.text_tokens);
+  EXPECT_NEAR(report.figures[0].item<float>(),
+              (image + text) / static_cast<double>(report.image_tokens + report.text_tokens), 1e-4);
+  run.trainer->run();
+  const auto line = lines_of(run, "train").back();
+  EXPECT_GT(line["loss_image"], 0);
+  EXPECT_GT(line["loss_text"], 0);
+  EXPECT_NE(line["loss_image"], line["loss_text"]);
 }
 
 TEST_F(TrainerTest, CheckpointsComeAtEpochsWhenAsked) {

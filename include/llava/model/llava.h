@@ -8,6 +8,7 @@
 #include "llava/model/config.h"
 #include "llava/model/llama.h"
 #include "llava/model/projector.h"
+#include "llava/nn/loss.h"
 
 #include <functional>
 #include <string>
@@ -42,6 +43,10 @@ struct LlavaImpl : torch::nn::Module {
 
   /// All of the above.  Throws Error(data) if rows and marks disagree.
   Spliced embed(const input::Batch& batch);
+
+  /// Next-token cross-entropy over learned positions. The sum has gradients, be they zeros,
+  /// whenever anything learns.
+  nn::TokenLoss token_loss(const input::Batch& batch);
 
   /// Mean next-token cross-entropy over learned positions (fp32), or their sum.
   /// Zero, with zero gradients, when nothing is learned.

@@ -15,6 +15,7 @@ inline constexpr std::int64_t kNotLearned = -100;  // label of a token that is n
 struct TokenLoss {
   torch::Tensor sum;       // [] float32, differentiable with respect to hidden and weight
   std::int64_t count = 0;  // learned positions
+  torch::Tensor each;      // [n] float32: the loss of each of them, in order; no gradient
 };
 
 /// Positions whose next token (of the same row) is learned, and that token. Labels on the CPU cost

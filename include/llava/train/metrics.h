@@ -33,9 +33,10 @@ struct StepMetrics {
   std::int64_t step = 0;  // from 1
   double epoch = 0;
   double loss = 0;
-  double learning_rate = 0;  // of this step, the common one
-  double grad_norm = 0;      // of this step, before clipping
-  std::int64_t tokens = 0;   // trained on since the run began, pictures' rows included
+  std::optional<double> loss_image, loss_text;  // of tokens of samples with and without pictures
+  double learning_rate = 0;                     // of this step, the common one
+  double grad_norm = 0;                         // of this step, before clipping
+  std::int64_t tokens = 0;  // trained on since the run began, pictures' rows included
   double tokens_per_second = 0;
   std::optional<double> mfu;   // useful FLOPs done of those possible; nothing: speed unknown
   double step_time = 0;        // seconds

@@ -50,7 +50,9 @@ struct Progress {
 /// One step; its figures may still be under way on the device.
 struct StepReport {
   std::int64_t step = 0;  // from 1
-  torch::Tensor figures;  // [3] float32: loss, gradient norm, 1 where the update was not made
+  torch::Tensor figures;  // [5] float32: loss, gradient norm, 1 where the update was not made, and
+                          // the losses of tokens of samples with pictures, and without, summed
+  std::int64_t image_tokens = 0, text_tokens = 0;  // learned ones of those samples
   double learning_rate = 0;
   double flops = 0;
   std::vector<std::string> samples;  // ids
@@ -74,8 +76,12 @@ class Trainer {
   /// One optimizer step.
   StepReport step();
 
-  /// Mean loss of a learned token over the validation set.
-  double evaluate();
+  /// Mean losses of learned tokens over the validation set.
+  struct Validation {
+    double loss = 0;
+    std::optional<double> loss_image, loss_text;  // of samples with and without pictures
+  };
+  Validation evaluate();
 
   /// Everything needed to go on from here, and back. The random generators stay as they are unless
   /// `with_random`.
@@ -90,7 +96,9 @@ class Trainer {
   struct Interval {
     double began = 0, waited = 0;  // seconds, on clocks of our own
     std::int64_t steps = 0, tokens = 0;
-    double loss = 0, flops = 0;               // sums
+    double loss = 0, flops = 0;            // sums
+    double image_loss = 0, text_loss = 0;  // sums over tokens
+    std::int64_t image_tokens = 0, text_tokens = 0;
     double learning_rate = 0, grad_norm = 0;  // of the last
   };
 
@@ -102,7 +110,7 @@ class Trainer {
   void save();
   void finish_saving();
   void stop(const std::string& signal);
-  void write_end(double seconds, std::int64_t steps);
+  void write_end(double seconds, std::int64_t steps, std::int64_t samples_before);
   Checkpoint checkpoint_from(const std::string& path) const;
   void expect_same_run(const Checkpoint& checkpoint) const;
   bool is_due(const std::string& strategy, std::int64_t every) const;
