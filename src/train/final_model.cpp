@@ -3,7 +3,7 @@
 #include "llava/base/files.h"
 #include "llava/base/log.h"
 #include "llava/model/adapter.h"
-#include "llava/train/output.h"
+#include "llava/train/identity.h"
 
 #include <filesystem>
 

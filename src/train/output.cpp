@@ -1,12 +1,10 @@
 #include "llava/train/output.h"
 
 #include "llava/base/files.h"
+#include "llava/train/identity.h"
 
-#include <ATen/Parallel.h>
-#include <ATen/Version.h>
 #include <fcntl.h>
 #include <sys/file.h>
-#include <torch/version.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -28,23 +26,6 @@ void take_lock(int descriptor, const std::string& folder) {
 }  // else a file system without locks
 
 }  // namespace
-
-Json effective_settings(const TrainConfig& config, const Compute& compute) {
-  Json settings = config_json(config);
-  settings["seed"] = compute.seed;
-  settings["dtype"] = compute.dtype == torch::kBFloat16 ? "bfloat16" : "float32";
-  return settings;
-}
-
-Json environment(const TrainConfig& config, const Compute& compute) {
-  return {{"libtorch", TORCH_VERSION},
-          {"device", compute.device.is_cuda() ? "cuda" : "cpu"},
-          {"threads", at::get_num_threads()},
-          {"cpu_capability", at::get_cpu_capability()},
-          {"world_size", compute.world_size},
-          {"zero", config.sync.zero},
-          {"per_device_train_batch_size", config.data.per_device_train_batch_size}};
-}
 
 OutputFolder::OutputFolder(const TrainConfig& config, const Compute& compute) {
   const std::string& folder = config.loop.output_dir;

@@ -1,10 +1,9 @@
 #include "llava/train/trainer.h"
 
-#include "crc32c.h"
 #include "eight_bit.h"
 #include "llava/base/log.h"
 #include "llava/nn/device.h"
-#include "llava/train/output.h"
+#include "modality.h"
 #include "random_state.h"
 #include "signals.h"
 
@@ -23,33 +22,6 @@ double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-/// Losses of a batch's learned tokens, summed over those of samples with pictures and the rest.
-struct ByModality {
-  torch::Tensor image, text;  // [] float32
-  std::int64_t image_tokens = 0, text_tokens = 0;
-};
-
-ByModality split_by_modality(const input::Batch& batch, const torch::Tensor& each) {
-  const auto* labels = batch.labels.const_data_ptr<std::int64_t>();
-  std::vector<float> has_picture;  // of each learned token, in order
-  std::size_t picture = 0;
-  for (std::size_t row = 0; row + 1 < batch.starts.size(); ++row) {
-    bool has = false;
-    for (; picture < batch.pictures.size() && batch.pictures[picture].slot < batch.starts[row + 1];
-         ++picture)
-      has = true;
-    for (auto t = batch.starts[row] + 1; t < batch.starts[row + 1]; ++t)
-      if (labels[t] != input::kIgnore) has_picture.push_back(has ? 1 : 0);
-  }
-  const auto share = torch::tensor(has_picture).to(each.device(), /*non_blocking=*/true);  // [n]
-  ByModality split;
-  split.image = (each * share).sum();
-  split.text = (each * (1 - share)).sum();
-  split.image_tokens = std::count(has_picture.begin(), has_picture.end(), 1.0F);
-  split.text_tokens = static_cast<std::int64_t>(has_picture.size()) - split.image_tokens;
-  return split;
-}
-
 /// A mean, where there is something to take it of.
 std::optional<double> mean(double sum, std::int64_t count) {
   if (count == 0) return std::nullopt;
@@ -66,35 +38,13 @@ std::string listed(const std::vector<std::string>& ids) {
 
 }  // namespace
 
-ModelFacts facts_of(const model::Llava& model) {
-  constexpr std::int64_t kValues = 64;  // of the beginning of each frozen tensor
-  ModelFacts facts{learning_of(model), 0};
-  for (const auto& item : model->named_parameters()) {
-    facts.fingerprint = crc32c(item.key(), facts.fingerprint);
-    if (item.value().requires_grad()) continue;
-    const auto flat = item.value().detach().flatten();
-    const auto head = flat.slice(0, 0, std::min(kValues, flat.size(0)))
-                          .to(torch::kCPU, torch::kFloat32)
-                          .contiguous();
-    facts.fingerprint =
-        crc32c({static_cast<const char*>(head.const_data_ptr()), head.nbytes()}, facts.fingerprint);
-  }
-  return facts;
-}
-
 Trainer::Trainer(const TrainConfig& config, const Compute& compute, const TrainerParts& parts)
     : config_(config),
       compute_(compute),
       parts_(parts),
       steps_per_epoch_(parts.data.train->sampler().steps_per_epoch()),
       total_steps_(train::total_steps(config.schedule, steps_per_epoch_)) {
-  const auto& data = config.data;
-  identity_ = {{"settings", effective_settings(config, compute)},
-               {"data", parts.data.records->fingerprint()},
-               {"model", parts.facts.fingerprint},
-               {"global_batch", data.per_device_train_batch_size *
-                                    data.gradient_accumulation_steps * compute.world_size},
-               {"environment", environment(config, compute)}};
+  identity_ = run_identity(config, compute, parts.facts, parts.data.records->fingerprint());
   parts.group.expect_same(identity_.dump(), "the settings, data and model of a run");
   const auto token = parts.group.all_gather_text(std::to_string(::getpid()), "process numbers")[0];
   writer_.emplace(config.loop.output_dir, config.checkpoint.save_total_limit,
@@ -113,39 +63,14 @@ Trainer::~Trainer() { parts_.model->llama->before_layer = parts_.model->llama->a
 
 StepReport Trainer::step() {
   const data::Step work = parts_.data.train->next();
-  const auto micro_steps = work.micro_batches.size();
   StepReport report;
   report.step = progress_.step + 1;
   for (const auto& batch : work.micro_batches)
     report.samples.insert(report.samples.end(), batch.example_ids.begin(), batch.example_ids.end());
   parts_.group.note(report.step, listed(report.samples));
-  // Of all ranks: learned tokens, samples, tokens, samples left out.
-  const auto counts =
-      parts_.group.sum(torch::tensor({work.num_learned, work.num_samples, work.num_tokens,
-                                      work.losses.skipped + work.losses.dropped}),
-                       "counts of a step");
-  const bool by_token = config_.loop.loss_reduction == "token";
-  // What one micro-batch's loss is divided by, so that those of all ranks add up to the step's.
-  const double divisor =
-      by_token ? std::max(1.0, counts[0].item<double>())
-               : static_cast<double>(micro_steps) * static_cast<double>(compute_.world_size);
+  count(work);
 
-  // The loss, and that of tokens of samples with and without pictures, summed.
-  torch::Tensor losses = torch::zeros({3}, torch::device(compute_.device));
-  auto learned = torch::zeros({2}, torch::kInt64);
-  for (std::size_t micro = 0; micro < micro_steps; ++micro) {
-    const input::Batch& batch = work.micro_batches[micro];
-    report.flops += useful_flops(parts_.model->config, parts_.facts.learning, work_of(batch));
-    const nn::TokenLoss loss = parts_.model->token_loss(batch.to(compute_.device));
-    const double tokens = by_token ? 1 : static_cast<double>(std::max<std::int64_t>(1, loss.count));
-    const torch::Tensor part = loss.sum / (tokens * divisor);
-    parts_.sync.backward(part, /*last_micro_step=*/micro + 1 == micro_steps);
-    const ByModality split = split_by_modality(batch, loss.each);
-    losses += torch::stack({part.detach(), split.image, split.text});
-    learned += torch::tensor({split.image_tokens, split.text_tokens});
-  }
-  losses = parts_.group.sum(losses, "the loss");
-  learned = parts_.group.sum(learned, "learned tokens");
+  const torch::Tensor losses = forward_and_backward(work, report);  // [3]
   const torch::Tensor norm = parts_.sync.total_norm(parts_.optimizer.gradient_norm());
   const torch::Tensor skip = torch::isfinite(losses[0] + norm).logical_not().to(torch::kFloat32);
   const double factor = rate_factor(config_.schedule, progress_.step, total_steps_);
@@ -154,14 +79,50 @@ StepReport Trainer::step() {
   parts_.sync.publish();
 
   report.figures = torch::stack({losses[0], norm, skip, losses[1], losses[2]});
-  report.image_tokens = learned[0].item<std::int64_t>();
-  report.text_tokens = learned[1].item<std::int64_t>();
   report.learning_rate = factor * config_.schedule.learning_rate;
   progress_.step = report.step;
-  progress_.samples += counts[1].item<std::int64_t>();
-  progress_.tokens += counts[2].item<std::int64_t>();
-  progress_.samples_skipped += counts[3].item<std::int64_t>();
   return report;
+}
+
+/// Counts what all ranks work on in a step.
+void Trainer::count(const data::Step& work) {
+  const auto sums =
+      parts_.group.sum(torch::tensor({work.num_learned, work.num_samples, work.num_tokens,
+                                      work.losses.skipped + work.losses.dropped}),
+                       "counts of a step");
+  step_learned_ = sums[0].item<std::int64_t>();
+  progress_.samples += sums[1].item<std::int64_t>();
+  progress_.tokens += sums[2].item<std::int64_t>();
+  progress_.samples_skipped += sums[3].item<std::int64_t>();
+}
+
+/// Gradients of a step. Returns the loss, and the sums of those of tokens of samples with pictures
+/// and without, of all ranks.
+torch::Tensor Trainer::forward_and_backward(const data::Step& work, StepReport& report) {
+  const auto micro_steps = work.micro_batches.size();
+  const bool by_token = config_.loop.loss_reduction == "token";
+  // What a micro-batch's sum or mean is divided by, so that those of all ranks add up to the
+  // step's.
+  const auto divisor =
+      static_cast<double>(by_token ? std::max<std::int64_t>(1, step_learned_)
+                                   : static_cast<std::int64_t>(micro_steps) * compute_.world_size);
+  torch::Tensor losses = torch::zeros({3}, torch::device(compute_.device));
+  torch::Tensor learned = torch::zeros({2}, torch::kInt64);
+  for (std::size_t micro = 0; micro < micro_steps; ++micro) {
+    const input::Batch& batch = work.micro_batches[micro];
+    report.flops += useful_flops(parts_.model->config, parts_.facts.learning, work_of(batch));
+    const nn::TokenLoss loss = parts_.model->token_loss(batch.to(compute_.device));
+    const auto tokens = by_token ? 1 : std::max<std::int64_t>(1, loss.count);
+    const torch::Tensor part = loss.sum / (static_cast<double>(tokens) * divisor);
+    parts_.sync.backward(part, /*last_micro_step=*/micro + 1 == micro_steps);
+    const ByModality split = split_by_modality(batch, loss.each);
+    losses += torch::stack({part.detach(), split.image, split.text});
+    learned += torch::tensor({split.image_tokens, split.text_tokens});
+  }
+  learned = parts_.group.sum(learned, "learned tokens");
+  report.image_tokens = learned[0].item<std::int64_t>();
+  report.text_tokens = learned[1].item<std::int64_t>();
+  return parts_.group.sum(losses, "the loss");
 }
 
 void Trainer::run() {
@@ -397,28 +358,12 @@ Checkpoint Trainer::checkpoint_from(const std::string& wanted) const {
   return path.empty() ? Checkpoint{} : read_checkpoint(path, /*verifies=*/false);
 }
 
-void Trainer::expect_same_run(const Checkpoint& checkpoint) const {
-  const Json& before = checkpoint.state.at("identity");
-  const std::string why = "cannot go on from checkpoint-" + std::to_string(checkpoint.step) + ": ";
-  const std::string changes = describe_changes(before.at("settings"), identity_["settings"]);
-  expect(changes.empty(), Fault::usage, why, changes,
-         "; give the old settings, or start a new run from the model");
-  for (const auto& [key, what] : {std::pair("data", "the training set is not the same"),
-                                  std::pair("model", "the frozen weights are not the same"),
-                                  std::pair("global_batch", "the global batch is not the same")})
-    expect(before.at(key) == identity_[key], Fault::usage, why, what, " (", before.at(key).dump(),
-           " then, ", identity_[key].dump(), " now)");
-  for (const auto& [key, value] : identity_["environment"].items())
-    if (before.at("environment").value(key, Json()) != value)
-      log::warn("going on, but not bit for bit: ", key, " was ",
-                before.at("environment").value(key, Json()).dump(), " and is ", value.dump());
-}
-
 void Trainer::resume() {
   const std::string& wanted = config_.checkpoint.resume_from_checkpoint;
   const Checkpoint from = wanted.empty() ? Checkpoint{} : checkpoint_from(wanted);
   if (from.step > 0) {
-    expect_same_run(from);
+    expect_same_run(from.state.at("identity"), identity_,
+                    "checkpoint-" + std::to_string(from.step));
     restore(from, /*with_random=*/true);
     progress_ = read_config<Progress>(from.state.at("progress"), "progress");
     saved_step_ = progress_.step;

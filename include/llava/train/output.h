@@ -5,13 +5,6 @@
 
 namespace llava::train {
 
-/// All settings, seed and dtype included: what config.json holds and what a checkpoint is
-/// compared by.
-Json effective_settings(const TrainConfig& config, const Compute& compute);
-
-/// What a bit-for-bit continuation depends on besides the settings.
-Json environment(const TrainConfig& config, const Compute& compute);
-
 /// Holds the folder while it lives.
 class OutputFolder {
  public:

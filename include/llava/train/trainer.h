@@ -3,21 +3,13 @@
 
 #include "llava/dist/gradient_sync.h"
 #include "llava/dist/process_group.h"
-#include "llava/train/config.h"
-#include "llava/train/flops.h"
+#include "llava/train/identity.h"
 
 #include <optional>
 #include <string>
 #include <vector>
 
 namespace llava::train {
-
-/// What has to be known of the model before its weights are shared out among ranks.
-struct ModelFacts {
-  Learning learning;
-  std::uint32_t fingerprint = 0;  // of what is frozen: tells two base models apart
-};
-ModelFacts facts_of(const model::Llava& model);
 
 /// What a trainer works with; everything must outlive it.
 struct TrainerParts {
@@ -102,6 +94,8 @@ class Trainer {
     double learning_rate = 0, grad_norm = 0;  // of the last
   };
 
+  void count(const data::Step& work);
+  torch::Tensor forward_and_backward(const data::Step& work, StepReport& report);
   void settle();
   void react_to_non_finite(const StepReport& report, double loss, double grad_norm);
   void begin_interval();
@@ -112,7 +106,6 @@ class Trainer {
   void stop(const std::string& signal);
   void write_end(double seconds, std::int64_t steps, std::int64_t samples_before);
   Checkpoint checkpoint_from(const std::string& path) const;
-  void expect_same_run(const Checkpoint& checkpoint) const;
   bool is_due(const std::string& strategy, std::int64_t every) const;
 
   const TrainConfig& config_;
@@ -123,6 +116,7 @@ class Trainer {
   Json identity_;  // what must be the same where a run goes on
 
   Progress progress_;
+  std::int64_t step_learned_ = 0;    // learned tokens of the step under way, of all ranks
   std::vector<StepReport> pending_;  // not yet read from the device
   Interval interval_;
   std::int64_t saved_step_ = -1, rollbacks_ = 0;  // the second: since the last checkpoint
