@@ -68,12 +68,13 @@ LlamaAttentionImpl::LlamaAttentionImpl(const LlamaConfig& config,
                            nn::Linear(heads * head_dim, D, config.attention_output_bias, options));
 }
 
-Tensor LlamaAttentionImpl::forward(const Tensor& x, const LlamaContext& context,
+Tensor LlamaAttentionImpl::forward(const nn::Made& x, const LlamaContext& context,
                                    std::int64_t layer) {
-  const auto T = x.size(0);
-  const auto q = nn::rotate(q_proj(x).view({T, heads, head_dim}), context.cos, context.sin);
-  const auto k = nn::rotate(k_proj(x).view({T, kv_heads, head_dim}), context.cos, context.sin);
-  const auto v = v_proj(x).view({T, kv_heads, head_dim});
+  const auto T = x.inputs[0].size(0);
+  const auto projected = nn::linears({q_proj, k_proj, v_proj}, x);
+  const auto q = nn::rotate(projected[0].view({T, heads, head_dim}), context.cos, context.sin);
+  const auto k = nn::rotate(projected[1].view({T, kv_heads, head_dim}), context.cos, context.sin);
+  const auto v = projected[2].view({T, kv_heads, head_dim});
   const auto y = nn::attention(q, k, v, context.rows, layer);  // [T, H, E]
   return o_proj(y.reshape({T, heads * head_dim}));
 }
@@ -85,8 +86,12 @@ LlamaMlpImpl::LlamaMlpImpl(const LlamaConfig& config, const torch::TensorOptions
   down_proj = register_module("down_proj", nn::Linear(F, D, config.mlp_bias, options));
 }
 
-Tensor LlamaMlpImpl::forward(const Tensor& x) {
-  return down_proj(SwigluFunction::apply(gate_proj(x), up_proj(x)));
+Tensor LlamaMlpImpl::forward(const nn::Made& x) {
+  const auto projected = nn::linears({gate_proj, up_proj}, x);
+  const auto swiglu = [](const std::vector<Tensor>& gate_up) -> Tensor {
+    return SwigluFunction::apply(gate_up[0], gate_up[1]);
+  };
+  return nn::linears({down_proj}, {swiglu, projected, x.is_kept})[0];
 }
 
 LlamaLayerImpl::LlamaLayerImpl(const LlamaConfig& config, const torch::TensorOptions& options) {
@@ -100,8 +105,14 @@ LlamaLayerImpl::LlamaLayerImpl(const LlamaConfig& config, const torch::TensorOpt
 }
 
 Tensor LlamaLayerImpl::forward(const Tensor& x, const LlamaContext& context, std::int64_t layer) {
-  const auto y = x + self_attn(input_layernorm(x), context, layer);
-  return y + mlp(post_attention_layernorm(y));
+  const auto normed = [&](const nn::RmsNorm& norm, const Tensor& input) -> nn::Made {
+    const auto make = [norm](const std::vector<Tensor>& in) {
+      return nn::rms_norm(in[0], norm->weight, norm->eps);
+    };
+    return {make, {input}, context.keeps_cheap};
+  };
+  const auto y = x + self_attn->forward(normed(input_layernorm, x), context, layer);
+  return y + mlp->forward(normed(post_attention_layernorm, y));
 }
 
 LlamaImpl::LlamaImpl(const LlamaConfig& config, const torch::TensorOptions& options)
@@ -135,8 +146,9 @@ Tensor LlamaImpl::forward(const Tensor& embeds, const std::vector<std::int64_t>&
 
   auto x = embeds;
   for (std::int64_t i = 0; i < config.num_hidden_layers; ++i) {
-    const auto block = [this, i, rows, cos = cos, sin = sin](const Tensor& y) {
-      return layers->at<LlamaLayerImpl>(i).forward(y, {*rows, cos, sin}, i);
+    const bool keeps_cheap = recompute != nn::Recompute::selective;
+    const auto block = [this, i, rows, cos = cos, sin = sin, keeps_cheap](const Tensor& y) {
+      return layers->at<LlamaLayerImpl>(i).forward(y, {*rows, cos, sin, keeps_cheap}, i);
     };
     if (before_layer) before_layer(i, x);
     x = recompute == nn::Recompute::full

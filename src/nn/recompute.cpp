@@ -76,7 +76,107 @@ struct RecomputeFunction : torch::autograd::Function<RecomputeFunction> {
   }
 };
 
+/// What backward needs to make the input of some products again.
+struct Plan : torch::CustomClassHolder {
+  Made::Make make;
+  std::size_t num_inputs = 0;
+  std::vector<bool> has_bias;    // of each product
+  std::vector<bool> needs_grad;  // of each tensor of the list below
+};
+
+/// Products of a remade input. `tensors`: its inputs, then each weight with its bias behind it.
+struct RemadeLinears : torch::autograd::Function<RemadeLinears> {
+  static variable_list forward(AutogradContext* context, at::TensorList tensors,
+                               const c10::intrusive_ptr<Plan>& plan) {
+    for (const auto& tensor : tensors) plan->needs_grad.push_back(tensor.requires_grad());
+    const auto inputs = std::vector<Tensor>(
+        tensors.begin(), tensors.begin() + static_cast<std::ptrdiff_t>(plan->num_inputs));
+    const auto x = plan->make(inputs);
+    variable_list products;
+    auto next = plan->num_inputs;
+    for (const bool has_bias : plan->has_bias) {
+      const auto& weight = tensors[next++];
+      products.push_back(linear(x, weight, has_bias ? tensors[next++] : Tensor()));
+    }
+    context->saved_data["plan"] = c10::IValue::make_capsule(plan);
+    context->save_for_backward(tensors.vec());
+    return products;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    const auto capsule = context->saved_data["plan"].toCapsule();
+    const auto& plan = static_cast<const Plan&>(*capsule);
+    const auto tensors = context->get_saved_variables();
+    std::vector<Tensor> inputs;
+    for (std::size_t i = 0; i < plan.num_inputs; ++i)
+      inputs.push_back(tensors[i].detach().requires_grad_(plan.needs_grad[i]));
+    Tensor x;
+    {
+      const at::AutoGradMode recording(true);
+      x = plan.make(inputs);
+    }
+    variable_list found(tensors.size() + 1);
+    Tensor grad_x;
+    auto next = plan.num_inputs;
+    for (std::size_t i = 0; i < plan.has_bias.size(); ++i) {
+      const auto& grad = grads[i];
+      if (x.requires_grad()) {
+        const auto part = torch::matmul(grad, tensors[next]);
+        grad_x = grad_x.defined() ? grad_x.add_(part) : part;
+      }
+      if (plan.needs_grad[next]) found[next] = torch::matmul(grad.t(), x.detach());
+      ++next;
+      if (!plan.has_bias[i]) continue;
+      if (plan.needs_grad[next]) found[next] = grad.sum(0);
+      ++next;
+    }
+    if (x.requires_grad()) torch::autograd::backward({x}, {grad_x});
+    for (std::size_t i = 0; i < plan.num_inputs; ++i) found[i] = inputs[i].grad();
+    return found;
+  }
+};
+
+/// Whether a Linear's products can do without its input: no dropout draws from it, no cast copies
+/// it.
+bool can_remake(const Linear& linear) {
+  if (!linear->has_lora()) return true;
+  return (linear->lora_dropout == 0 || !linear->is_training()) &&
+         linear->lora_A->weight.scalar_type() == linear->weight.scalar_type();
+}
+
 }  // namespace
+
+std::vector<torch::Tensor> linears(const std::vector<Linear>& linears, const Made& input) {
+  const bool remakes = !input.is_kept && torch::GradMode::is_enabled() &&
+                       std::all_of(linears.begin(), linears.end(), can_remake);
+  std::vector<Tensor> results;
+  if (!remakes) {
+    const auto x = input.make ? input.make(input.inputs) : input.inputs[0];
+    for (auto linear : linears) results.push_back(linear(x));
+    return results;
+  }
+  auto plan = c10::make_intrusive<Plan>();
+  plan->make = input.make;
+  plan->num_inputs = input.inputs.size();
+  auto tensors = input.inputs;
+  const auto add = [&](const LinearImpl& linear) {
+    tensors.push_back(linear.weight);
+    if (linear.bias.defined()) tensors.push_back(linear.bias);
+    plan->has_bias.push_back(linear.bias.defined());
+  };
+  for (const auto& linear : linears) {
+    add(*linear);
+    if (linear->has_lora()) add(*linear->lora_A);
+  }
+  const auto products = RemadeLinears::apply(at::TensorList(tensors), plan);
+  std::size_t next = 0;
+  for (const auto& linear : linears) {
+    auto y = products[next++];
+    if (linear->has_lora()) y = y + linear->lora_B->forward(products[next++]) * linear->lora_scale;
+    results.push_back(y);
+  }
+  return results;
+}
 
 torch::Tensor recompute(const std::function<torch::Tensor(const torch::Tensor&)>& block,
                         const torch::Tensor& x, bool is_trainable) {

@@ -121,7 +121,8 @@ TEST(Llama, TruncatedCacheGoesOnFromThere) {
 
 class LlamaRecompute : public testing::TestWithParam<nn::Recompute> {};
 
-TEST_P(LlamaRecompute, ChangesNoBitOfValuesAndGradients) {
+// Sums of gradients come in another order where only a part is made again.
+TEST_P(LlamaRecompute, ChangesNoValueAndNoGradient) {
   auto llama = decoder(config());
   const auto x = embeds(7).requires_grad_();
   const auto gradients = [&](nn::Recompute mode) {
@@ -136,8 +137,12 @@ TEST_P(LlamaRecompute, ChangesNoBitOfValuesAndGradients) {
     return all;
   };
   const auto wanted = gradients(nn::Recompute::none), found = gradients(GetParam());
-  for (std::size_t i = 0; i < wanted.size(); ++i)
-    EXPECT_TRUE(torch::equal(found[i], wanted[i])) << i;
+  EXPECT_TRUE(torch::equal(found[0], wanted[0]));
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    const double size = wanted[i].abs().max().item<double>();
+    EXPECT_LE(distance(found[i], wanted[i]), GetParam() == nn::Recompute::full ? 0 : 1e-13 * size)
+        << i;
+  }
 }
 INSTANTIATE_TEST_SUITE_P(Modes, LlamaRecompute,
                          testing::Values(nn::Recompute::selective, nn::Recompute::full));

@@ -1,6 +1,6 @@
 #include "llava/nn/recompute.h"
 
-#include "llava/nn/linear.h"
+#include "llava/nn/lora.h"
 
 #include <gtest/gtest.h>
 
@@ -89,6 +89,90 @@ TEST(Recompute, NestedBlocksWork) {
       x, true);
   y.sum().backward();
   EXPECT_TRUE(torch::equal(inner.first.grad(), wanted));
+}
+
+struct Products {
+  Products() {
+    torch::manual_seed(8);
+    const torch::TensorOptions options(torch::kFloat64);
+    one = nn::Linear(4, 3, true, options);
+    two = nn::Linear(4, 5, false, options);
+    torch::NoGradGuard no_grad;
+    for (auto& linear : {one, two})
+      for (auto& weight : linear->parameters()) weight.normal_();
+  }
+
+  /// Sum of both products of tanh(x), and how often tanh ran until backward was over.
+  std::vector<Tensor> gradients(const Tensor& x, bool is_kept) {
+    runs = 0;
+    const auto make = [this](const std::vector<Tensor>& in) {
+      ++runs;
+      return torch::tanh(in[0]);
+    };
+    const auto results = nn::linears({one, two}, {make, {x}, is_kept});
+    one->zero_grad();
+    two->zero_grad();
+    if (x.requires_grad()) x.mutable_grad() = Tensor();
+    (results[0].square().sum() + results[1].sin().sum()).backward();
+    std::vector<Tensor> all{results[0].detach(), results[1].detach(), x.grad()};
+    for (auto& linear : {one, two})
+      for (auto& weight : linear->parameters()) all.push_back(weight.grad());
+    return all;
+  }
+
+  nn::Linear one{nullptr}, two{nullptr};
+  int runs = 0;
+};
+
+void expect_near(const std::vector<Tensor>& found, const std::vector<Tensor>& wanted) {
+  ASSERT_EQ(found.size(), wanted.size());
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    ASSERT_EQ(found[i].defined(), wanted[i].defined()) << i;
+    if (found[i].defined()) {
+      EXPECT_LE((found[i] - wanted[i]).abs().max().item<double>(), 1e-12) << i;
+    }
+  }
+}
+
+TEST(Linears, RemadeInputHasTheSameGradients) {
+  Products products;
+  const auto x = input().requires_grad_();
+  const auto wanted = products.gradients(x, true);
+  EXPECT_EQ(products.runs, 1);
+  expect_near(products.gradients(x, false), wanted);
+  EXPECT_EQ(products.runs, 2);
+}
+
+TEST(Linears, FrozenWeightsAndInputsGetNone) {
+  Products products;
+  products.two->weight.requires_grad_(false);
+  const auto x = input();
+  const auto wanted = products.gradients(x, true);
+  const auto found = products.gradients(x, false);
+  expect_near(found, wanted);
+  EXPECT_FALSE(found[2].defined());
+  EXPECT_FALSE(found.back().defined());
+}
+
+TEST(Linears, LoraLearnsThroughARemadeInput) {
+  Products products;
+  nn::attach_lora(products.two, {.r = 2, .alpha = 4, .dropout = 0}, 1);
+  products.two->weight.requires_grad_(false);
+  {
+    torch::NoGradGuard no_grad;
+    products.two->lora_B->weight.normal_();
+  }
+  const auto x = input().requires_grad_();
+  const auto wanted = products.gradients(x, true);
+  expect_near(products.gradients(x, false), wanted);
+  EXPECT_EQ(products.runs, 2);
+}
+
+TEST(Linears, DropoutKeepsTheInput) {
+  Products products;
+  nn::attach_lora(products.two, {.r = 2, .alpha = 4, .dropout = 0.5}, 1);
+  products.gradients(input().requires_grad_(), false);
+  EXPECT_EQ(products.runs, 1);
 }
 
 TEST(IsTrainable, SaysWhetherAnyParameterLearns) {

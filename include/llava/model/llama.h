@@ -19,12 +19,13 @@ namespace llava::model {
 /// What all layers of one forward share.
 struct LlamaContext {
   const nn::Rows& rows;
-  torch::Tensor cos, sin;  // [T, E/2]
+  torch::Tensor cos, sin;   // [T, E/2]
+  bool keeps_cheap = true;  // false: norm outputs and activation products are made again
 };
 
 struct LlamaAttentionImpl : torch::nn::Module {
   LlamaAttentionImpl(const LlamaConfig& config, const torch::TensorOptions& options);
-  torch::Tensor forward(const torch::Tensor& x, const LlamaContext& context,
+  torch::Tensor forward(const nn::Made& x, const LlamaContext& context,
                         std::int64_t layer);  // [T, D] -> [T, D]
 
   std::int64_t heads, kv_heads, head_dim;
@@ -35,7 +36,7 @@ TORCH_MODULE(LlamaAttention);
 /// SwiGLU feed-forward.  Source: "GLU Variants Improve Transformer", eq. 6.
 struct LlamaMlpImpl : torch::nn::Module {
   LlamaMlpImpl(const LlamaConfig& config, const torch::TensorOptions& options);
-  torch::Tensor forward(const torch::Tensor& x);  // [T, D] -> [T, D]
+  torch::Tensor forward(const nn::Made& x);  // [T, D] -> [T, D]
 
   nn::Linear gate_proj{nullptr}, up_proj{nullptr}, down_proj{nullptr};
 };

@@ -3,9 +3,10 @@
 // numbers.
 #pragma once
 
-#include "llava/torch.h"
+#include "llava/nn/linear.h"
 
 #include <functional>
+#include <vector>
 
 namespace llava::nn {
 
@@ -20,6 +21,24 @@ enum class Recompute {
 /// Parameters used inside get their gradients as usual.
 torch::Tensor recompute(const std::function<torch::Tensor(const torch::Tensor&)>& block,
                         const torch::Tensor& x, bool is_trainable);
+
+/// A tensor [T, in] by how it is made from others at no matrix product's cost: a norm of x, an
+/// activation of two.
+struct Made {
+  using Make = std::function<torch::Tensor(const std::vector<torch::Tensor>&)>;
+
+  Made(const torch::Tensor& value) : inputs{value} {}  // made already
+  Made(Make make, std::vector<torch::Tensor> inputs, bool is_kept)
+      : make(std::move(make)), inputs(std::move(inputs)), is_kept(is_kept) {}
+
+  Make make;
+  std::vector<torch::Tensor> inputs;
+  bool is_kept = true;  // false: dropped after forward and made again in backward
+};
+
+/// Each Linear of one and the same input: [T, out] each. Gradients are those of making the input
+/// first. Where LoRA's dropout is at work the input is kept, whatever it says.
+std::vector<torch::Tensor> linears(const std::vector<Linear>& linears, const Made& input);
 
 /// Whether any parameter of a module is being trained.
 bool is_trainable(const torch::nn::Module& module);
