@@ -9,9 +9,7 @@ namespace llava::generate {
 
 Session::Session(Assistant& assistant, const GenerateConfig& config,
                  std::optional<std::string> system)
-    : assistant_(assistant),
-      config_(config),
-      row_(make_row(assistant, assistant.context, config.seed, 0)) {
+    : assistant_(assistant), config_(config), row_(make_row(assistant, 0, config.seed, 0)) {
   config_.validate();
   conversation_.system = std::move(system);
 }
@@ -20,6 +18,16 @@ void Session::go_back_to(const Held& held) {
   row_.cache.truncate(held.length);
   row_.seen = held.seen;
   held_ = held;
+}
+
+/// Makes room for `tokens` in all, twice as much as before at least.
+void Session::reserve(std::int64_t tokens) {
+  const auto capacity = row_.cache.capacity();
+  if (tokens <= capacity) return;
+  auto larger = model::make_cache(assistant_.model->llama,
+                                  std::max(tokens, std::min(2 * capacity, assistant_.context)));
+  larger.copy_from(row_.cache, 0);
+  row_.cache = std::move(larger);
 }
 
 /// Puts all that was said since what is held behind it.
@@ -34,6 +42,8 @@ void Session::prefill_turn() {
   expect_fits(assistant_, example, held_.length, config_.max_new_tokens == 0 ? 0 : 1);
 
   const auto embeds = embed(assistant_, example, &timings_);
+  const auto used = held_.length + embeds.size(0);
+  reserve(used + answer_limit(assistant_, config_, used));
   const Clock clock;
   prefill(assistant_, row_, embeds, example.ids);
   timings_.prefill_ms = clock.milliseconds();

@@ -165,6 +165,31 @@ TEST(Session, AnAnswerThatIsStoppedIsKeptAsFarAsItCame) {
   EXPECT_NO_THROW(session.ask("And?"));
 }
 
+TEST(Session, AnEmptyAnswerDoesNotEndTheConversation) {
+  auto assistant = make_assistant(scripted_model(kColon, {2}));
+  Session session(assistant, {});
+  for (const auto* text : {"Hello?", "Are you there?", "Well?"}) {
+    const auto got = session.ask(text);
+    EXPECT_EQ(got.text, "");
+    EXPECT_EQ(got.finish, Finish::stop);
+  }
+  EXPECT_EQ(session.conversation().messages.size(), 6u);
+}
+
+TEST(Session, GoesOnUntilTheContextIsFullAndSaysSo) {
+  auto assistant = tiny_assistant();
+  assistant.context = 200;
+  Session session(assistant, {.max_new_tokens = 100, .ignore_eos = true});
+  session.ask("Hello");
+  const auto cut = session.ask("More");  // as much of it as there is room for
+  EXPECT_EQ(cut.finish, Finish::length);
+  EXPECT_LT(cut.ids.size(), 100u);
+  EXPECT_EQ(session.tokens() + 1, 200);  // the last token has not gone through the model
+  const auto message = error_of(Fault::capacity, [&] { session.ask("More"); });
+  EXPECT_THAT(message, testing::HasSubstr("after 199 of the conversation so far"));
+  EXPECT_THAT(message, testing::HasSubstr("start a new conversation"));
+}
+
 TEST(Session, ClearBeginsANewConversation) {
   auto assistant = tiny_assistant();
   Session session(assistant, {.max_new_tokens = 5, .ignore_eos = true});

@@ -42,6 +42,7 @@ class Session {
     std::vector<std::int64_t> seen;
   };
 
+  void reserve(std::int64_t tokens);
   void prefill_turn();
   Answer answer_turn(const OnText& on_text);
   void hold(const Answer& answer);

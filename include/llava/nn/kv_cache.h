@@ -26,7 +26,7 @@ class KvCache {
   /// Forgets all but the first `length` tokens.
   void truncate(std::int64_t length) { length_ = length; }
 
-  /// Becomes what `other` (of the same model and capacity) holds, of which the first `from` tokens
+  /// Becomes what `other` (of the same model) holds, of which the first `from` tokens
   /// are here already.
   void copy_from(const KvCache& other, std::int64_t from);
 
