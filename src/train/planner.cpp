@@ -238,7 +238,7 @@ void add_bytes(const PlanRequest& request, const Counts& counts, const Tune& tun
                  kBucketsInFlight * std::max(counts.learned_in_layers / L * gradient_width,
                                              learned_rest > 0 ? bucket : 0));
   }
-  if (!request.plan.gpu.empty()) plan.buffers += kContextBytes;
+  if (request.plan.gpu != "cpu") plan.buffers += kContextBytes;
 }
 
 // ── Time ────────────────────────────────────────────────────────────────────────────────────────
@@ -288,7 +288,8 @@ void add_time(const PlanRequest& request, const Counts& counts, const Tune& tune
 
   const auto n = static_cast<double>(request.world());
   const auto type = train.model.bf16 ? torch::kBFloat16 : torch::kFloat32;
-  const auto peak = peak_flops(request.plan.gpu, type);
+  const auto peak = request.plan.gpu == "cpu" ? peak_flops(torch::Device(torch::kCPU), type)
+                                              : peak_flops(request.plan.gpu, type);
   expect(peak.has_value(), Fault::usage, "--gpu: the speed of \"", request.plan.gpu,
          "\" is not known", suggestion(request.plan.gpu, known_gpus()), "; take A100, H100 ...");
   const double compute = batch * executed / (n * *peak * request.plan.efficiency);

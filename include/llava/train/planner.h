@@ -26,7 +26,9 @@ struct PlanConfig {
   template <class Field>
   void fields(Field& field) {
     field("shape", shape, "model by name instead of a folder: llava-1.5-7b, llava-1.5-13b ...");
-    field("gpu", gpu, "kind of GPU, for its speed: A100, H100, H200, B200, L40S, L4, RTX 4090");
+    field(
+        "gpu", gpu,
+        "kind of GPU, for its speed: A100, H100, H200, B200, L40S, L4, RTX 4090; or cpu, this one");
     field("gpu_memory", gpu_memory, "memory of each GPU; 1 GB is 10^9 bytes");
     field("num_nodes", num_nodes, "machines, each with nproc_per_node GPUs");
     field("efficiency", efficiency, "assumed share of the GPU's dense peak that is reached");
