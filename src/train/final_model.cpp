@@ -70,6 +70,7 @@ void write_and_compare(const TrainConfig& config, const Compute& compute, model:
   const std::string& output = config.loop.output_dir;
   const std::string folder = output + "/model";
   const Tune tune = read_tune(config.stage);
+  const auto layout = saved_layout(start.model->config);
   model::LoadOptions options;
   options.device = compute.device;
   options.dtype = compute.dtype;
@@ -79,9 +80,9 @@ void write_and_compare(const TrainConfig& config, const Compute& compute, model:
         config.model.model_base.empty() ? config.model.model_name_or_path : config.model.model_base;
     options.model_base = lasting_path(base);
     options.vision_tower = config.model.vision_tower;
-    model::save_adapter(folder, start.model, start.model->config.layout, options.model_base);
+    model::save_adapter(folder, start.model, layout, options.model_base);
   } else {
-    model::save_pretrained(folder, start.model, start.model->config.layout, start.tokenizer_folder);
+    model::save_pretrained(folder, start.model, layout, start.tokenizer_folder);
   }
   if (tune.is_projector_only()) {
     model::save_projector(output, start.model);

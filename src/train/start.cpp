@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <utility>
 
 namespace llava::train {
 namespace {
@@ -98,6 +99,17 @@ void ensure_newline(model::Llava& model, std::uint64_t seed) {
   model->config.has_newline = true;
 }
 
+/// Makes sure, before a step is made, that the trained model can be saved, and that it is computed
+/// as the layout's readers will compute it.
+void settle_layout(model::LlavaConfig& config) {
+  if (saved_layout(config) == config.layout) return;
+  log::info(
+      "the model will be saved in the original LLaVA layout: Hugging Face's cannot express it");
+  config.merge.hugging_face = false;
+  if (std::exchange(config.tiling.height_first, false))
+    for (auto& [first, second] : config.tiling.pinpoints) std::swap(first, second);
+}
+
 /// The file behind --pretrain_mm_mlp_adapter, which may name the folder of a Stage 1.
 std::string projector_file(const std::string& path) {
   if (!fs::is_directory(path)) return path;
@@ -166,6 +178,18 @@ void check(const DataSource& source) {
   data::parse_on_overlength(source.on_overlength);
 }
 
+model::Layout saved_layout(const model::LlavaConfig& config) {
+  if (config.layout == model::Layout::hugging_face) {
+    try {
+      model::hugging_face_config(config);
+      return model::Layout::hugging_face;
+    } catch (const Error&) {  // it has no place for something; the original layout may
+    }
+  }
+  model::original_config(config);
+  return model::Layout::original;
+}
+
 nn::Recompute read_recompute(const std::string& word) {
   if (word == "none" || word == "false" || word == "False") return nn::Recompute::none;
   if (word == "selective") return nn::Recompute::selective;
@@ -210,6 +234,7 @@ model::Pretrained load_model(const ModelSource& source, const Compute& compute) 
   if (!source.pretrain_mm_mlp_adapter.empty())
     model::load_projector(projector_file(source.pretrain_mm_mlp_adapter), start.model);
   if (!source.lora_weight_path.empty()) model::load_adapter(source.lora_weight_path, start.model);
+  settle_layout(start.model->config);
   start.model->llama->recompute = read_recompute(source.gradient_checkpointing);
   start.model->vision->recompute = start.model->llama->recompute;
   return start;

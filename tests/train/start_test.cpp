@@ -139,6 +139,19 @@ TEST_F(StartTest, SettingsThatContradictTheWeightsAreRefused) {
       HasSubstr("--image_grid_pinpoints"));
 }
 
+/// What cannot be saved in a layout is found out before training, not after it.
+TEST_F(StartTest, ModelThatHuggingFaceCannotExpressWillBeSavedInTheOriginalLayout) {
+  EXPECT_EQ(saved_layout(load([](auto&) {}).model->config), model::Layout::hugging_face);
+  auto config = test::settings(*world_, "class token");
+  config.model.mm_vision_select_feature = "cls";
+  config.schedule.max_steps = 1;
+  test::TinyRun run(config);
+  EXPECT_EQ(saved_layout(run.start.model->config), model::Layout::original);
+  run.finish();  // reads it back
+  EXPECT_EQ(read_json(*world_ / "class token/model/config.json")["mm_vision_select_feature"],
+            "cls");
+}
+
 TEST_F(StartTest, ProjectorOfAnotherWidthIsRefusedNamingTheTensor) {
   weights::StateDict wrong;
   wrong.add("model.mm_projector.0.weight", torch::zeros({8, 16}));

@@ -125,6 +125,10 @@ model::LlavaConfig planned_config(const ModelSource& source);
 /// Throws Error(usage) for settings that contradict the folder, Error(data) for broken files.
 model::Pretrained load_model(const ModelSource& source, const Compute& compute);
 
+/// The layout a trained model is saved in: its own, or the original one where Hugging Face's cannot
+/// express it.  Throws Error(data) where neither can.
+model::Layout saved_layout(const model::LlavaConfig& config);
+
 /// How conversations become this model's input. `template_name` "" is the model's own.
 input::Encoder make_encoder(const model::Pretrained& start, const std::string& template_name);
 
