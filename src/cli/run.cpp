@@ -119,7 +119,8 @@ void dump(generate::Assistant& assistant, const input::Example& example, const s
 }
 
 void show_prompt(const Asked& asked) {
-  std::fprintf(stderr, "prompt: %s\nids:", Json(asked.text).dump().c_str());
+  std::fprintf(stderr, "prompt: %s\nids:",
+               Json(asked.text).dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
   for (const auto id : asked.example.ids) std::fprintf(stderr, " %lld", static_cast<long long>(id));
   std::fprintf(stderr, "\ntokens: %lld", static_cast<long long>(asked.example.num_tokens()));
   for (const auto tokens : asked.picture_tokens)
