@@ -50,6 +50,7 @@ dist::Weights weights_of(const model::Llava& model) {
 /// Everything after this process knows its place.
 void train_here(const train::TrainConfig& config, const train::Compute& compute,
                 const dist::ProcessGroup& group) {
+  group.expect_same(train::effective_settings(config, compute).dump(1), "the settings");
   const train::OutputFolder output(config, compute);
   auto start = train::load_model(config.model, compute);
   auto groups = train::choose_stage(start.model, config.stage, config.schedule.learning_rate,

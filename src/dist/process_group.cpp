@@ -261,11 +261,12 @@ void ProcessGroup::State::leave() {
 // ── When another rank fails ─────────────────────────────────────────────────────────────────────
 // A rank that fails in a collective sets "roll". The watchers of the living answer within a round
 // with what their rank is at, even while it computes or waits in a collective of its own; who is
-// dead or stopped does not answer.
+// dead or stopped does not answer, but has told every round under "at" what it was at.
 
 std::string ProcessGroup::State::status() {
   const std::lock_guard lock(mutex);
-  return reason.empty() ? where + " after " + last : "stopped: " + reason;
+  if (!reason.empty()) return "stopped: " + reason;
+  return where + (samples.empty() ? "" : " (samples " + samples + ")") + " after " + last;
 }
 
 void ProcessGroup::State::answer_roll(const c10::intrusive_ptr<c10d::Store>& line) {
@@ -274,6 +275,7 @@ void ProcessGroup::State::answer_roll(const c10::intrusive_ptr<c10d::Store>& lin
 
 void ProcessGroup::State::watch(const c10::intrusive_ptr<c10d::Store>& line) {
   bool answered = false;
+  std::string told;
   for (;;) {
     {
       std::unique_lock lock(mutex);
@@ -281,6 +283,8 @@ void ProcessGroup::State::watch(const c10::intrusive_ptr<c10d::Store>& line) {
       if (leaving) return;
     }
     try {
+      if (const auto now = status(); !answered && now != told)
+        line->set("at/" + std::to_string(place.rank), told = now);
       if (!answered && line->check({"roll"})) {
         answer_roll(line);
         answered = true;
@@ -334,6 +338,12 @@ std::string ProcessGroup::State::roll_call(const c10::intrusive_ptr<c10d::Store>
           silent, [&](std::int64_t rank) { return line->check({"roll/" + std::to_string(rank)}); });
     }
     if (!silent.empty()) found << names(silent) << " did not answer: ended, killed or stopped";
+    for (const auto rank : silent) {
+      const auto key = "at/" + std::to_string(rank);
+      if (line->check({key}))
+        found << ", last seen " << (silent.size() > 1 ? "(rank " + std::to_string(rank) + ") " : "")
+              << line->get_to_str(key);
+    }
     for (std::int64_t rank = 0; rank < place.world_size; ++rank) {
       if (std::find(silent.begin(), silent.end(), rank) != silent.end()) continue;
       const auto text = line->get_to_str("roll/" + std::to_string(rank));
@@ -594,7 +604,8 @@ void ProcessGroup::expect_same(const std::string& text, const std::string& what)
   }
   const auto trimmed = [](const std::string& s) {
     const auto from = std::min(s.find_first_not_of(" \t"), s.size());
-    return s.substr(from, 200);
+    const auto end = s.size() - (s.ends_with(',') ? 1 : 0);  // of JSON
+    return s.substr(from, std::min<std::size_t>(200, end - from));
   };
   state_->failed = true;
   fail(Fault::usage, "ranks 0 and ", other, " disagree about ", what, ": rank 0 has ",

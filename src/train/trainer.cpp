@@ -45,7 +45,7 @@ Trainer::Trainer(const TrainConfig& config, const Compute& compute, const Traine
       steps_per_epoch_(parts.data.train->sampler().steps_per_epoch()),
       total_steps_(train::total_steps(config.schedule, steps_per_epoch_)) {
   identity_ = run_identity(config, compute, parts.facts, parts.data.records->fingerprint());
-  parts.group.expect_same(identity_.dump(), "the settings, data and model of a run");
+  parts.group.expect_same(identity_.dump(1), "the settings, data and model of a run");
   const auto token = parts.group.all_gather_text(std::to_string(::getpid()), "process numbers")[0];
   writer_.emplace(config.loop.output_dir, config.checkpoint.save_total_limit,
                   Writers{compute.rank, compute.world_size, token});

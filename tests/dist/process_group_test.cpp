@@ -156,8 +156,11 @@ TEST(Rank, DISABLED_OneIsKilled) {
     const ProcessGroup group(support::group_config(), place_from_environment());
     for (int step = 1;; ++step) {
       group.note(step, "sample-" + std::to_string(group.rank()));
-      if (step == 6 && group.rank() == support::number("LLAVA_TEST_VICTIM", 0))
+      if (step == 6 && group.rank() == support::number("LLAVA_TEST_VICTIM", 0)) {
+        // Long enough for its watcher to tell what it is at.
+        ::usleep(static_cast<useconds_t>(support::number("LLAVA_TEST_LINGER", 0) * 1e6));
         ::kill(::getpid(), static_cast<int>(support::number("LLAVA_TEST_SIGNAL", SIGKILL)));
+      }
       group.sum(torch::ones({8}), "gradients of layers.3");
     }
     return 0;
@@ -194,20 +197,23 @@ TEST(ProcessGroup, StoppedRankIsNamedAtTheTimeout) {
                                 .ranks = 3,
                                 .environment = {{"LLAVA_TEST_VICTIM", "2"},
                                                 {"LLAVA_TEST_SIGNAL", std::to_string(SIGSTOP)},
+                                                {"LLAVA_TEST_LINGER", "0.7"},
                                                 {"LLAVA_TEST_TIMEOUT", "1"}},
                                 .stuck = 2});
   for (const int i : {0, 1}) {
     EXPECT_EQ(ranks[static_cast<std::size_t>(i)].code, 5);
     EXPECT_THAT(ranks[static_cast<std::size_t>(i)].err,
                 HasSubstr("gradients of layers.3 failed in step 6"));
-    EXPECT_THAT(ranks[static_cast<std::size_t>(i)].err, HasSubstr("rank 2 did not answer"));
+    EXPECT_THAT(ranks[static_cast<std::size_t>(i)].err,
+                HasSubstr("rank 2 did not answer: ended, killed or stopped, last seen in step 6 "
+                          "(samples sample-2) after all_reduce of gradients of layers.3"));
   }
 }
 
 TEST(Rank, DISABLED_OneGoesAstray) {
   support::play([] {
     const ProcessGroup group(support::group_config(), place_from_environment());
-    group.note(4);
+    group.note(4, "sample-" + std::to_string(group.rank()));
     group.sum(torch::ones({1}), "loss");
     if (group.rank() == 1) ::pause();  // busy with something else for ever
     group.sum(torch::ones({1}), "gradient norm");
@@ -221,8 +227,9 @@ TEST(ProcessGroup, RankThatComputesForEverSaysWhere) {
                                 .environment = {{"LLAVA_TEST_TIMEOUT", "1"}},
                                 .stuck = 1});
   EXPECT_EQ(ranks[0].code, 5);
-  EXPECT_THAT(ranks[0].err, HasSubstr("all_reduce of gradient norm failed in step 4: rank 1 is in "
-                                      "step 4 after all_reduce of loss"));
+  EXPECT_THAT(ranks[0].err, HasSubstr("all_reduce of gradient norm failed in step 4 (samples "
+                                      "sample-0): rank 1 is in step 4 (samples sample-1) after "
+                                      "all_reduce of loss"));
 }
 
 TEST(Rank, DISABLED_OneLeaves) {
