@@ -46,9 +46,8 @@ std::optional<media::Aspect> aspect_of(const Record& record, const MediaConfig& 
   return std::nullopt;
 }
 
-media::Video load_video_of(const Record& record, const MediaConfig& media) {
-  return media::load_video(video_path(record, media),
-                           {.frames = media.video_frames, .image = media.image});
+media::VideoOptions video_options(const MediaConfig& media) {
+  return {.frames = media.video_frames, .image = media.image};
 }
 
 input::Example encode(const Record& record, const input::Encoder& encoder,
@@ -102,7 +101,8 @@ input::Example load_example(const Record& record, const input::Encoder& encoder,
       pictures.push_back(
           encoder.picture(media::load_image(image_path(record, name, media), media.image), aspect));
     if (!record.video.empty())
-      pictures.push_back(encoder.video(load_video_of(record, media).frames));
+      pictures.push_back(
+          encoder.video(media::load_video(video_path(record, media), video_options(media)).frames));
     return encode(record, encoder, std::move(pictures));
   });
 }
@@ -117,10 +117,8 @@ input::Example measure_example(const Record& record, const input::Encoder& encod
       pictures.push_back(encoder.measure(header.width, header.height, aspect));
     }
     if (!record.video.empty()) {
-      const auto frames = load_video_of(record, media).frames;
-      expect(!frames.empty(), Fault::data, record.video, ": a video without frames");
-      pictures.push_back(encoder.measure_video(frames[0].width, frames[0].height,
-                                               static_cast<std::int64_t>(frames.size())));
+      const auto video = media::measure_video(video_path(record, media), video_options(media));
+      pictures.push_back(encoder.measure_video(video.width, video.height, video.frames));
     }
     return encode(record, encoder, std::move(pictures));
   });

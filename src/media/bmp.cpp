@@ -184,7 +184,9 @@ void decode_bmp(const Source& source, Image& image) {
 
 Size bmp_size(const Source& source) {
   const Header header = read(source);
-  return {header.width, header.height};
+  const bool runs = header.compression == kRle8 || header.compression == kRle4;
+  const bool absurd = header.width > kMaxSide || header.height > kMaxSide;  // refused by the caller
+  return {header.width, header.height, runs && !absurd ? header.width * header.height : 0};
 }
 
 }  // namespace

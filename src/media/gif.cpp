@@ -143,7 +143,7 @@ std::vector<std::uint8_t> decompress(const Source& source, std::size_t at, std::
 
 Size gif_size(const Source& source) {
   const Frame frame = read(source);
-  return {frame.canvas_width, frame.canvas_height};
+  return {frame.canvas_width, frame.canvas_height, frame.width * frame.height};
 }
 
 void decode_gif(const Source& source, Image& image) {

@@ -3,6 +3,7 @@
 #include "source.h"
 
 #include "llava/base/files.h"
+#include "llava/base/log.h"
 
 namespace llava::media {
 namespace {
@@ -30,6 +31,11 @@ Size checked_size(const Source& source, const Decoder& decoder, const ImageOptio
       decoder.pixels_per_byte == 0 || size.width * size.height / decoder.pixels_per_byte <= bytes,
       "the ", decoder.format, " header says ", size.width, "x", size.height,
       " pixels, too many for a file of ", bytes, " bytes");
+  const bool turned = options.apply_exif && exif_orientation(source.bytes) > 1;
+  const std::int64_t memory = 3 * size.width * size.height * (turned ? 2 : 1) + size.beside;
+  source.expect(memory <= options.max_bytes, "decoding the ", decoder.format, " picture of ",
+                size.width, "x", size.height, " pixels takes ", (memory >> 20) + 1,
+                " MiB, the limit is ", options.max_bytes >> 20, " (--image_memory)");
   return size;
 }
 
@@ -56,6 +62,16 @@ Image decode_image(std::string_view bytes, const std::string& where, const Image
 
 Image load_image(const std::string& path, const ImageOptions& options) {
   return decode_image(read_file(path), path, options);
+}
+
+ImageOptions ImageFlags::options() const {
+  constexpr std::int64_t kMost = 1 << 20;
+  expect(exif == "apply" || exif == "ignore", Fault::usage,
+         "--exif: expected apply or ignore, found \"", exif, "\"");
+  expect(image_memory >= 1 && image_memory <= kMost, Fault::usage, "--image_memory ", image_memory,
+         ": expected MiB, 1 to ", kMost);
+  if (exif == "apply") log::info("pictures are turned as their EXIF orientation says");
+  return {.apply_exif = exif == "apply", .max_bytes = image_memory << 20};
 }
 
 std::vector<std::string> image_formats() {

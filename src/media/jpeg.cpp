@@ -122,10 +122,22 @@ void read_header(Reader& reader, const Source& source) {
                 " components, not 1, 3 or 4");
 }
 
+/// What libjpeg keeps of a picture in several scans: all its coefficients, two bytes each.
+std::int64_t coefficient_bytes(jpeg_decompress_struct& info) {
+  if (!jpeg_has_multiple_scans(&info)) return 0;
+  std::int64_t blocks = 0;
+  for (int c = 0; c < info.num_components; ++c) {
+    const auto& part = info.comp_info[c];
+    blocks += std::int64_t{part.width_in_blocks + part.h_samp_factor} *
+              (part.height_in_blocks + part.v_samp_factor);
+  }
+  return blocks * DCTSIZE2 * static_cast<std::int64_t>(sizeof(JCOEF));
+}
+
 Size jpeg_size(const Source& source) {
   Reader reader;
   read_header(reader, source);
-  return {reader.info.image_width, reader.info.image_height};
+  return {reader.info.image_width, reader.info.image_height, coefficient_bytes(reader.info)};
 }
 
 void decode_jpeg(const Source& source, Image& image) {

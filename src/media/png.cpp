@@ -101,11 +101,28 @@ void read_header(Reader& reader, const Source& source) {
   check(source, reader, reader.info && read_info(reader));
 }
 
+/// Bytes of a row as read_pixels() keeps it: a byte or two a sample.
+std::size_t row_bytes(const Reader& reader) {
+  return std::size_t{png_get_image_width(reader.png, reader.info)} *
+         png_get_channels(reader.png, reader.info) *
+         (png_get_bit_depth(reader.png, reader.info) == 16 ? 2 : 1);
+}
+
+/// Rows that read_pixels() keeps: one, or all of an interlaced file.
+std::size_t rows_kept(const Reader& reader) {
+  const bool interlaced = png_get_interlace_type(reader.png, reader.info) != PNG_INTERLACE_NONE;
+  return interlaced ? png_get_image_height(reader.png, reader.info) : 1;
+}
+
 Size png_size(const Source& source) {
   Reader reader;
   read_header(reader, source);
-  return {png_get_image_width(reader.png, reader.info),
-          png_get_image_height(reader.png, reader.info)};
+  const std::int64_t width = png_get_image_width(reader.png, reader.info),
+                     height = png_get_image_height(reader.png, reader.info);
+  // One side is 2^31 at most, a row 8 bytes a pixel: the product would not always fit.
+  const bool absurd = width > kMaxSide || height > kMaxSide;
+  return {width, height,
+          absurd ? 0 : static_cast<std::int64_t>(row_bytes(reader) * rows_kept(reader))};
 }
 
 void decode_png(const Source& source, Image& image) {
@@ -123,12 +140,8 @@ void decode_png(const Source& source, Image& image) {
       convert.palette[i][2] = colours[i].blue;
     }
   }
-  const std::size_t row_bytes = static_cast<std::size_t>(image.width) *
-                                png_get_channels(reader.png, reader.info) *
-                                (convert.depth == 16 ? 2 : 1);
-  const bool interlaced = png_get_interlace_type(reader.png, reader.info) != PNG_INTERLACE_NONE;
-  std::vector<std::uint8_t> samples(row_bytes * (interlaced ? image.height : 1));
-  check(source, reader, read_pixels(reader, convert, samples.data(), row_bytes, image));
+  std::vector<std::uint8_t> samples(row_bytes(reader) * rows_kept(reader));
+  check(source, reader, read_pixels(reader, convert, samples.data(), row_bytes(reader), image));
 }
 
 }  // namespace

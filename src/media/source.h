@@ -38,6 +38,7 @@ struct Source {
 
 struct Size {
   std::int64_t width, height;
+  std::int64_t beside = 0;  // bytes that decoding takes beside the pixels
 };
 
 /// One format. `size` reads the header; `decode` fills an image whose size is that header's and

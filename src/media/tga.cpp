@@ -53,7 +53,7 @@ Header read(const Source& source) {
 
 Size tga_size(const Source& source) {
   const Header header = read(source);
-  return {header.width, header.height};
+  return {header.width, header.height, header.width * header.height * (header.bits / 8)};
 }
 
 /// One stored colour (blue first) -> RGB.

@@ -3,6 +3,7 @@
 #include "video_file.h"
 
 #include "llava/base/check.h"
+#include "llava/base/files.h"
 
 #include <algorithm>
 #include <cmath>
@@ -31,18 +32,20 @@ std::vector<std::string> frame_files(const std::string& folder) {
   return files;
 }
 
+FrameChoice choose_of_folder(std::int64_t total, std::int64_t limit) {
+  if (limit > 0) return choose_frames(total, kFolderFps, limit, true);
+  FrameChoice all;
+  for (std::int64_t i = 0; i < total; ++i) {
+    all.frames.push_back(i);
+    all.seconds.push_back(static_cast<double>(i) / kFolderFps);
+  }
+  return all;
+}
+
 Video load_folder(const std::string& folder, const VideoOptions& options) {
   const std::vector<std::string> files = frame_files(folder);
   const auto total = static_cast<std::int64_t>(files.size());
-  FrameChoice choice;
-  if (options.frames > 0) {
-    choice = choose_frames(total, kFolderFps, options.frames, true);
-  } else {
-    for (std::int64_t i = 0; i < total; ++i) {
-      choice.frames.push_back(i);
-      choice.seconds.push_back(static_cast<double>(i) / kFolderFps);
-    }
-  }
+  const FrameChoice choice = choose_of_folder(total, options.frames);
   Video video{{}, choice.seconds, static_cast<double>(total) / kFolderFps};
   std::int64_t pixels = 0;
   for (const std::int64_t frame : choice.frames) {
@@ -52,6 +55,15 @@ Video load_folder(const std::string& folder, const VideoOptions& options) {
            ": its frames have too many pixels together; take fewer with --video_frames");
   }
   return video;
+}
+
+VideoShape measure_folder(const std::string& folder, const VideoOptions& options) {
+  const std::vector<std::string> files = frame_files(folder);
+  const FrameChoice choice =
+      choose_of_folder(static_cast<std::int64_t>(files.size()), options.frames);
+  const std::string& file = files[choice.frames[0]];
+  const ImageHeader first = read_header(read_file(file), file, options.image);
+  return {first.width, first.height, static_cast<std::int64_t>(choice.frames.size())};
 }
 
 }  // namespace
@@ -87,6 +99,10 @@ FrameChoice choose_frames(std::int64_t total, double fps, std::int64_t limit, bo
 
 Video load_video(const std::string& path, const VideoOptions& options) {
   return fs::is_directory(path) ? load_folder(path, options) : load_video_file(path, options);
+}
+
+VideoShape measure_video(const std::string& path, const VideoOptions& options) {
+  return fs::is_directory(path) ? measure_folder(path, options) : measure_video_file(path, options);
 }
 
 }  // namespace llava::media

@@ -10,10 +10,15 @@ namespace llava::media {
 
 bool has_video_files() { return false; }
 
-Video load_video_file(const std::string& path, const VideoOptions&) {
+VideoShape measure_video_file(const std::string& path, const VideoOptions&) {
   fail(Fault::data, path,
        ": reading video files is not compiled in; give a folder of frames, or install FFmpeg's "
        "libraries with scripts/setup.sh and build again");
+}
+
+Video load_video_file(const std::string& path, const VideoOptions& options) {
+  measure_video_file(path, options);
+  return {};
 }
 
 }  // namespace llava::media
@@ -180,10 +185,10 @@ void set_colours(SwsContext* scaler, const AVFrame& frame) {
 }
 
 Image to_image(const Reader& reader, const AVFrame& frame, const ImageOptions& options) {
-  reader.source.expect(
-      frame.width >= 1 && frame.height >= 1 && frame.width <= options.max_pixels / frame.height,
-      "a frame has ", frame.width, "x", frame.height, " pixels, the limit is ", options.max_pixels,
-      " in all");
+  const std::int64_t most = std::min(options.max_pixels, options.max_bytes / 3);
+  reader.source.expect(frame.width >= 1 && frame.height >= 1 && frame.width <= most / frame.height,
+                       "a frame has ", frame.width, "x", frame.height, " pixels, the limit is ",
+                       most, " in all");
   const std::unique_ptr<SwsContext, decltype(&sws_freeContext)> scaler(
       sws_getContext(frame.width, frame.height, static_cast<AVPixelFormat>(frame.format),
                      frame.width, frame.height, AV_PIX_FMT_RGB24, SWS_BICUBIC, nullptr, nullptr,
@@ -240,27 +245,50 @@ std::vector<Image> decode(const std::string& path, const std::vector<std::int64_
   return images;
 }
 
-}  // namespace
+/// Which frames are taken, told from the file's packets alone.
+struct Plan {
+  VideoShape shape;
+  std::vector<std::int64_t> wanted;  // times, in the stream's unit
+  std::vector<double> seconds;
+  bool timed;
+  double duration;
+};
 
-bool has_video_files() { return true; }
-
-Video load_video_file(const std::string& path, const VideoOptions& options) {
+Plan plan_frames(const std::string& path, const VideoOptions& options) {
   const Reader reader(path);
   const FrameIndex index = index_frames(reader);
   const double fps = av_q2d(reader.stream->avg_frame_rate);
   reader.source.expect(!index.times.empty(), "the video has no frames");
   reader.source.expect(std::isfinite(fps) && fps > 0, "the video does not say its frame rate");
+  const std::int64_t width = reader.codec->width, height = reader.codec->height;
+  reader.source.expect(width >= 1 && height >= 1, "its frames have no size");
   const auto total = static_cast<std::int64_t>(index.times.size());
-  const FrameChoice choice = choose_frames(total, fps, options.frames, options.frames > 0);
-  const std::int64_t pixels =
-      std::max<std::int64_t>(std::int64_t{reader.codec->width} * reader.codec->height, 1);
-  expect(static_cast<std::int64_t>(choice.frames.size()) <= 4 * options.image.max_pixels / pixels,
-         Fault::data, path, ": ", choice.frames.size(), " frames of ", reader.codec->width, "x",
-         reader.codec->height, " are too many pixels together; take fewer with --video_frames");
-  std::vector<std::int64_t> wanted;
-  for (const std::int64_t frame : choice.frames) wanted.push_back(index.times[frame]);
-  return {decode(path, wanted, index.timed, options.image), choice.seconds,
-          static_cast<double>(total) / fps};
+  FrameChoice choice = choose_frames(total, fps, options.frames, options.frames > 0);
+  const auto frames = static_cast<std::int64_t>(choice.frames.size());
+  expect(frames <= 4 * options.image.max_pixels / (width * height), Fault::data, path, ": ", frames,
+         " frames of ", width, "x", height,
+         " are too many pixels together; take fewer with --video_frames");
+  const bool sideways = reader.quarter_turns() % 2 != 0;
+  Plan plan{{sideways ? height : width, sideways ? width : height, frames},
+            {},
+            std::move(choice.seconds),
+            index.timed,
+            static_cast<double>(total) / fps};
+  for (const std::int64_t frame : choice.frames) plan.wanted.push_back(index.times[frame]);
+  return plan;
+}
+
+}  // namespace
+
+bool has_video_files() { return true; }
+
+Video load_video_file(const std::string& path, const VideoOptions& options) {
+  const Plan plan = plan_frames(path, options);
+  return {decode(path, plan.wanted, plan.timed, options.image), plan.seconds, plan.duration};
+}
+
+VideoShape measure_video_file(const std::string& path, const VideoOptions& options) {
+  return plan_frames(path, options).shape;
 }
 
 }  // namespace llava::media

@@ -7,5 +7,6 @@ namespace llava::media {
 
 /// Throws Error(data) where the libraries are not compiled in.
 Video load_video_file(const std::string& path, const VideoOptions& options);
+VideoShape measure_video_file(const std::string& path, const VideoOptions& options);
 
 }  // namespace llava::media

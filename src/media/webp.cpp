@@ -20,10 +20,25 @@ struct Open {
   Open(const Open&) = delete;
 };
 
+/// Bytes a pixel that libwebp keeps: a lossless picture whole, as it does a lossy one's alpha.
+std::int64_t bytes_beside(const WebPIterator& frame) {
+  WebPBitstreamFeatures features;
+  const bool known =
+      WebPGetFeatures(frame.fragment.bytes, frame.fragment.size, &features) == VP8_STATUS_OK;
+  const bool lossy = known && features.format == 1;
+  return lossy ? (features.has_alpha ? 5 : 0) : 4;
+}
+
 Size webp_size(const Source& source) {
   const Open open(source);
-  return {WebPDemuxGetI(open.demuxer, WEBP_FF_CANVAS_WIDTH),
-          WebPDemuxGetI(open.demuxer, WEBP_FF_CANVAS_HEIGHT)};
+  const std::int64_t width = WebPDemuxGetI(open.demuxer, WEBP_FF_CANVAS_WIDTH),
+                     height = WebPDemuxGetI(open.demuxer, WEBP_FF_CANVAS_HEIGHT);
+  WebPIterator frame;
+  std::int64_t beside = 0;
+  if (WebPDemuxGetFrame(open.demuxer, 1, &frame))
+    beside = bytes_beside(frame) * frame.width * frame.height;
+  WebPDemuxReleaseIterator(&frame);
+  return {width, height, beside};
 }
 
 void decode_webp(const Source& source, Image& image) {

@@ -163,6 +163,33 @@ TEST(Image, LyingHeadersAreRefusedBeforeMemoryIsTaken) {
   EXPECT_EQ(decode_image(golden("420.jpg"), "", {.max_pixels = 37 * 26}).width, 37);
 }
 
+// The pixels take 37 * 26 * 3 = 2886 bytes; what is kept beside them is the decoder's own.
+TEST(Image, MemoryOfADecodeIsKnownBeforehand) {
+  const auto limit = [](const char* file, std::int64_t bytes, bool exif = false) {
+    return decode_error(golden(file), {.apply_exif = exif, .max_bytes = bytes});
+  };
+  const auto fits = [](const char* file, std::int64_t bytes) {
+    return decode_image(golden(file), file, {.max_bytes = bytes}).width;
+  };
+  EXPECT_EQ(fits("420.jpg", 2886), 37);
+  EXPECT_THAT(limit("420.jpg", 2885),
+              HasSubstr("the jpeg picture of 37x26 pixels takes 1 MiB, the limit is 0"));
+  EXPECT_THAT(limit("420_progressive.jpg", 2886 + 30 * 64), HasSubstr("--image_memory"));
+  for (const Golden& row : goldens()) {
+    const std::string bytes = golden(row.file);
+    const ImageHeader header = read_header(bytes, row.file);
+    const std::int64_t pixels = 3 * header.width * header.height;
+    EXPECT_THROW(decode_image(bytes, row.file, {.max_bytes = pixels - 1}), Error) << row.file;
+    EXPECT_THROW(read_header(bytes, row.file, {.max_bytes = pixels - 1}), Error) << row.file;
+  }
+  EXPECT_EQ(ImageFlags{}.options().max_bytes, std::int64_t{240} << 20);
+  EXPECT_TRUE((ImageFlags{.exif = "apply"}.options().apply_exif));
+  EXPECT_THAT(error_of(Fault::usage, [] { ImageFlags{.exif = "yes"}.options(); }),
+              HasSubstr("--exif: expected apply or ignore"));
+  EXPECT_THAT(error_of(Fault::usage, [] { ImageFlags{.image_memory = 0}.options(); }),
+              HasSubstr("--image_memory 0"));
+}
+
 TEST(Image, ThinPictureIsReadButNotPadded) {
   const Image tower = load_image(kFolder + "tower.png");
   EXPECT_EQ(tower.height, 60000);

@@ -85,7 +85,17 @@ TEST(Video, FolderGivesItsImagesInOrderOfTheirNames) {
   EXPECT_THAT(first_bytes(load_video(folder.path(), {.frames = 7})),
               ElementsAre(0, 0, 10, 20, 20, 30, 40));
 
+  const auto expect_measured = [&](std::int64_t frames, std::int64_t want) {
+    const VideoShape shape = measure_video(folder.path(), {.frames = frames});
+    EXPECT_EQ(shape.frames, want);
+    EXPECT_EQ(shape.width, 2);
+    EXPECT_EQ(shape.height, 1);
+  };
+  expect_measured(0, 5);
+  expect_measured(7, 7);
+
   folder.write("frame_05.ppm", "broken");
+  expect_measured(0, 6);  // which only the first frame's header was read for
   EXPECT_THAT(error_of(Fault::data, [&] { load_video(folder.path()); }),
               HasSubstr("frame_05.ppm: not an image"));
   EXPECT_THAT(
@@ -130,6 +140,12 @@ TEST(Video, FileGivesFramesByTheirTimes) {
   expect_frames(spread, {0, 9, 19});
   EXPECT_THAT(spread.seconds, ElementsAre(0, 1.8, 3.8));
   expect_frames(load_video(path, {.frames = 1}), {0});
+  for (const std::int64_t frames : {0, 1, 3}) {
+    const VideoShape shape = measure_video(path, {.frames = frames});
+    EXPECT_EQ(shape.frames, frames == 0 ? 4 : frames);
+    EXPECT_EQ(shape.width, 16);
+    EXPECT_EQ(shape.height, 8);
+  }
 }
 
 TEST(Video, FilesThatAreNoVideosAreErrors) {

@@ -31,7 +31,8 @@ media::ImageHeader read_image_header(const std::string& path, const media::Image
 input::Example load_example(const Record& record, const input::Encoder& encoder,
                             const MediaConfig& media);
 
-/// The same without pixels, from the pictures' headers: for counting and showing tokens.
+/// The same without pixels, from the headers of pictures and the packets of videos, none of which
+/// is decoded: for counting and showing tokens.
 input::Example measure_example(const Record& record, const input::Encoder& encoder,
                                const MediaConfig& media);
 

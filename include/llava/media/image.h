@@ -19,6 +19,25 @@ struct ImageOptions {
   bool apply_exif =
       false;  // turn the picture as its EXIF orientation says; the reference ignores it
   std::int64_t max_pixels = 178'956'970;  // width * height; Pillow's limit for an error
+  // What decoding may take: the pixels, three bytes each, and what the format's decoder keeps
+  // beside them (3 to 6 bytes a pixel for progressive JPEG, 4 for lossless WebP). 83 million pixels
+  // of a plain photo; with the tiles made of it, a small hostile file stays below 256 MiB.
+  std::int64_t max_bytes = std::int64_t{240} << 20;
+};
+
+/// The same as options of the command line.
+struct ImageFlags {
+  std::string exif = "ignore";
+  std::int64_t image_memory = ImageOptions{}.max_bytes >> 20;
+
+  template <class Field>
+  void fields(Field& field) {
+    field("exif", exif, "orientation that cameras note in pictures: apply or ignore");
+    field("image_memory", image_memory, "MiB that decoding one picture may take");
+  }
+
+  /// Logs that pictures are turned, if they are.  Throws Error(usage) naming the option.
+  ImageOptions options() const;
 };
 
 /// No side may be longer, whatever the number of pixels: what resampling costs grows with it.

@@ -26,6 +26,13 @@ struct Video {
 /// A folder's frames are its image files in order of their names, two a second.
 Video load_video(const std::string& path, const VideoOptions& options = {});
 
+/// What load_video would give, without decoding: a file's packets are counted, of a folder the
+/// first frame's header is read. `width` and `height` are the first frame's.
+struct VideoShape {
+  std::int64_t width = 0, height = 0, frames = 0;
+};
+VideoShape measure_video(const std::string& path, const VideoOptions& options = {});
+
 bool has_video_files();  // whether FFmpeg's libraries are compiled in
 
 /// Which of `total` frames are taken, and when each is shown.
