@@ -2,7 +2,7 @@
 #include "llava/base/log.h"
 #include "llava/cli/args.h"
 #include "llava/data/report.h"
-#include "llava/model/config.h"
+#include "llava/model/chat_template.h"
 #include "scenes.h"
 
 #include <unistd.h>
@@ -18,7 +18,7 @@ struct DataConfig {
   std::string action, data_path, image_folder, video_folder, model, vision_tower, conv_mode,
       fix_list;
   std::int64_t index = 0, model_max_length = 0, video_frames = 0;
-  std::string exif = "ignore";
+  media::ImageFlags image;
   bool decode = false;
 
   template <class Field>
@@ -37,7 +37,7 @@ struct DataConfig {
     field("decode", decode, "check: decode every picture whole, not only its header");
     field("model_max_length", model_max_length, "check: longest sample, tokens; 0: the model's");
     field("video_frames", video_frames, "at most this many frames of a video; 0: all there are");
-    field("exif", exif, "orientation that cameras note: apply or ignore");
+    image.fields(field);
   }
 };
 
@@ -48,9 +48,7 @@ std::unique_ptr<input::Encoder> open_encoder(const DataConfig& config, std::int6
     return nullptr;
   }
   const auto model = model::read_llava_config(config.model, config.vision_tower);
-  const std::string name = !config.conv_mode.empty()     ? config.conv_mode
-                           : !model.conversation.empty() ? model.conversation
-                                                         : "v1";
+  const auto name = model::choose_template(model, config.model, config.conv_mode);
   if (max_tokens == 0)
     max_tokens = model.max_length > 0 ? model.max_length : model.text.max_position_embeddings;
   return std::make_unique<input::Encoder>(
@@ -159,13 +157,11 @@ int data(const std::vector<std::string>& words) {
          ": --data_path FILE is missing");
   expect(config.action != "show" || !config.model.empty(), Fault::usage,
          "llava data show needs a model (-m DIR) to tokenize with");
-  expect(config.exif == "apply" || config.exif == "ignore", Fault::usage,
-         "--exif: expected apply or ignore, found \"", config.exif, "\"");
 
   data::ReportConfig report;
   report.media = {.image_folder = config.image_folder,
                   .video_folder = config.video_folder,
-                  .image = {.apply_exif = config.exif == "apply"},
+                  .image = config.image.options(),
                   .video_frames = config.video_frames};
   report.decode = config.decode;
   report.max_tokens = config.model_max_length;

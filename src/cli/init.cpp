@@ -4,6 +4,7 @@
 #include "llava/base/log.h"
 #include "llava/cli/args.h"
 #include "llava/model/pretrained.h"
+#include "llava/model/shapes.h"
 #include "llava/nn/device.h"
 #include "llava/text/tokenizer.h"
 #include "llava/text/vocabulary.h"
@@ -91,7 +92,6 @@ void apply(const InitConfig& init, model::LlavaConfig& config) {
   override_with(init.mm_projector_type, config.projector_type);
   override_with(init.mm_vision_select_feature, config.feature_select);
   if (init.mm_vision_select_layer) config.feature_layers = {*init.mm_vision_select_layer};
-  if (init.image_aspect_ratio) config.tiling.aspect = aspect_named(*init.image_aspect_ratio);
   if (own_heads) {
     expect(text.num_attention_heads > 0 && text.hidden_size % text.num_attention_heads == 0,
            Fault::usage, "--num_attention_heads ", text.num_attention_heads,
@@ -100,6 +100,8 @@ void apply(const InitConfig& init, model::LlavaConfig& config) {
   }
   config.tiling.tile = config.tiling.shortest_edge = vision.image_size;
   config.merge.side = vision.side();
+  model::use_aspect(config, init.image_aspect_ratio ? aspect_named(*init.image_aspect_ratio)
+                                                    : config.tiling.aspect);
 }
 
 std::vector<std::string> lines_of(const std::string& path) {
@@ -161,8 +163,9 @@ int init(const std::vector<std::string>& words) {
     override_with(init.mm_projector_type, wanted.projector_type);
     override_with(init.mm_vision_select_feature, wanted.feature_select);
     if (init.mm_vision_select_layer) wanted.feature_layers = {*init.mm_vision_select_layer};
-    if (init.image_aspect_ratio) wanted.tiling.aspect = aspect_named(*init.image_aspect_ratio);
     wanted.layout = layout;
+    if (init.image_aspect_ratio) model::use_aspect(wanted, aspect_named(*init.image_aspect_ratio));
+    wanted.tiling.pinpoints.clear();  // for the tower's own tiles
     model::LoadOptions options;
     options.dtype = dtype;
     auto pretrained =
@@ -171,8 +174,8 @@ int init(const std::vector<std::string>& words) {
     tokenizer = pretrained.tokenizer_folder;
   } else {
     auto config = model::named_shape(init.shape);
-    apply(init, config);
     config.layout = layout;
+    apply(init, config);
     tokenizer = tokenizer_folder(init);
     match_tokenizer(init, text::Tokenizer::load(tokenizer), config);
     made = model::Llava(config, torch::TensorOptions().dtype(dtype.value_or(torch::kFloat32)));

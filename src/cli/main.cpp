@@ -1,4 +1,5 @@
 #include "llava/base/log.h"
+#include "llava/base/truncated.h"
 #include "llava/cli/args.h"
 #include "llava/torch.h"
 
@@ -71,6 +72,7 @@ int dispatch(int argc, char** argv) {
 
 int main(int argc, char** argv) try {
   std::signal(SIGPIPE, SIG_IGN);  // a closed pipe is a failed write, not a death
+  llava::report_truncated_files();
   return dispatch(argc, argv);
 } catch (const llava::Error& error) {
   return report(error.fault(), error.what());

@@ -1,5 +1,6 @@
 // llava plan: what a training run will need, before anything is loaded.
 #include "llava/cli/args.h"
+#include "llava/model/chat_template.h"
 #include "llava/nn/device.h"
 #include "llava/text/tokenizer.h"
 #include "llava/train/planner.h"
@@ -21,18 +22,16 @@ train::SampleSizes sample_sizes(const train::PlanRequest& request, std::int64_t 
   media.image_folder = source.image_folder;
   media.video_folder = source.video_folder;
   media.video_frames = source.video_frames;
+  media.image = source.image.options();
   const auto& folder = request.train.model.model_name_or_path;
   const bool has_tokenizer =
       !folder.empty() && std::filesystem::exists(folder + "/tokenizer.model");
   if (!has_tokenizer || source.image_folder.empty())
     return train::measure_samples(records, nullptr, request.model, media, threads);
-  const auto name = train::template_name(request.train);
-  const auto& own = request.model.conversation;
   const input::Encoder encoder(
       text::Tokenizer::load(folder),
-      text::find_template(!name.empty()  ? name
-                          : !own.empty() ? own
-                                         : "v1"),
+      text::find_template(
+          model::choose_template(request.model, folder, train::template_name(request.train))),
       {request.model.tiling, request.model.merge, request.model.image_start_end});
   return train::measure_samples(records, &encoder, request.model, media, threads);
 }

@@ -34,7 +34,8 @@ generate::Assistant load_assistant(TalkConfig& config, const Args& args) {
                                             .model_base = config.model_base,
                                             .vision_tower = config.vision_tower},
                                    .conv_mode = config.conv_mode,
-                                   .context = config.context});
+                                   .context = config.context,
+                                   .image = config.image.options()});
 }
 
 std::string timings_line(const generate::Timings& timings,

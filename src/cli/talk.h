@@ -13,6 +13,7 @@ struct TalkConfig {
   std::string model, model_base, vision_tower, conv_mode;
   std::optional<std::string> system;
   std::int64_t context = 0;
+  media::ImageFlags image;
   generate::GenerateConfig generate;
 
   template <class Field>
@@ -25,6 +26,7 @@ struct TalkConfig {
           "chat template (vicuna_v1, llava_v0 ...); empty: the model's own");
     field("system", system, "system text instead of the template's");
     field("context", context, "tokens of prompt, pictures and answer; 0: what the model allows");
+    image.fields(field);
     generate.fields(field);
   }
 };

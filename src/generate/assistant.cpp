@@ -2,6 +2,7 @@
 
 #include "llava/base/log.h"
 #include "llava/media/video.h"
+#include "llava/model/chat_template.h"
 
 #include "clock.h"
 
@@ -24,20 +25,11 @@ bool is_same(const input::Picture& a, const input::Picture& b) {
          a.shape.grid_height == b.shape.grid_height && a.frames == b.frames && a.pixels == b.pixels;
 }
 
-/// The template that a folder uses when it names none.
-std::string template_for(const model::LlavaConfig& config) {
-  if (!config.conversation.empty()) return config.conversation;
-  if (config.text.model_type == "mistral") return "mistral_instruct";
-  if (config.text.model_type == "qwen2") return "qwen_1_5";
-  return "vicuna_v1";
-}
-
 input::Encoder make_encoder(const model::LlavaConfig& config, text::Tokenizer tokenizer,
                             const std::string& conv_mode) {
-  const auto& chat = text::find_template(conv_mode.empty() ? template_for(config) : conv_mode);
   return {
       std::move(tokenizer),
-      chat,
+      text::find_template(model::choose_template(config, "", conv_mode)),
       {.tiling = config.tiling, .merge = config.merge, .image_start_end = config.image_start_end}};
 }
 
@@ -124,8 +116,10 @@ Assistant load_assistant(const std::string& folder, const AssistantOptions& opti
     loaded = {};
     loaded = model::load_pretrained(folder, load);
   }
-  Assistant assistant(loaded.model, text::Tokenizer::load(loaded.tokenizer_folder),
-                      options.conv_mode);
+  const auto& words = loaded.tokenizer_folder;
+  Assistant assistant(loaded.model, text::Tokenizer::load(words),
+                      model::choose_template(loaded.model->config, words, options.conv_mode));
+  assistant.image = options.image;
   assistant.name = model_name(folder);
   if (options.context > assistant.context)
     log::warn("the model was made for ", assistant.context, " tokens; a context of ",
@@ -143,12 +137,13 @@ std::string model_name(const std::string& folder) {
 }
 
 input::Picture read_picture(const Assistant& assistant, const std::string& path) {
-  return assistant.encoder.picture(media::load_image(path));
+  return assistant.encoder.picture(media::load_image(path, assistant.image));
 }
 
 input::Picture read_video(const Assistant& assistant, const std::string& path,
                           std::int64_t frames) {
-  return assistant.encoder.video(media::load_video(path, {.frames = frames, .image = {}}).frames);
+  return assistant.encoder.video(
+      media::load_video(path, {.frames = frames, .image = assistant.image}).frames);
 }
 
 std::string with_marks(const std::string& text, const std::vector<input::Picture>& pictures) {

@@ -19,6 +19,7 @@ void read_generation_config(const std::string& folder, LlamaConfig& config) {
   const auto json = read_json(path);
   const Keys keys(json, path);
   config.eos_token_ids = keys.numbers("eos_token_id", config.eos_token_ids);
+  check_ends(config, keys.where("eos_token_id"));
 }
 
 media::MergeConfig::Pool pool_named(const Keys& keys, const char* key) {
@@ -387,6 +388,9 @@ Json hugging_face_config(const LlavaConfig& config) {
 }
 
 Json original_config(const LlavaConfig& config) {
+  expect(config.projector_bias && config.projector_act == "gelu", Fault::data,
+         "the original layout has no projector without biases or with an activation other than "
+         "gelu; use --to llava-hf");
   const auto family = config.text.model_type;
   auto json = kept_keys(config, Layout::original);
   json["architectures"] = {family == "mistral" ? "LlavaMistralForCausalLM"

@@ -3,6 +3,7 @@
 #include "parts.h"
 
 #include "llava/model/adapter.h"
+#include "llava/model/chat_template.h"
 #include "llava/model/layouts.h"
 #include "llava/model/pretrained.h"
 #include "llava/weights/state_dict.h"
@@ -152,9 +153,9 @@ class Report {
   std::map<std::string, std::string> names_;                 // our name -> the file's
 };
 
-void describe(Report& report, const LlavaConfig& config) {
+void describe(Report& report, const std::string& folder, const LlavaConfig& config) {
   report["family"] = family_of(config);
-  report["template"] = config.conversation.empty() ? "vicuna_v1" : config.conversation;
+  report["template"] = choose_template(config, folder);
   report["parts"]["vision"] = vision_sizes(config.vision);
   report["parts"]["projector"] = projector_sizes(config);
   report["parts"]["text"] = text_sizes(config.text);
@@ -163,7 +164,7 @@ void describe(Report& report, const LlavaConfig& config) {
 Json inspect_llava(const std::string& folder, const std::string& vision_tower) {
   const auto config = read_llava_config(folder, vision_tower);
   Report report(config.layout == Layout::hugging_face ? "llava-hf" : "llava");
-  describe(report, config);
+  describe(report, folder, config);
   const auto state =
       weights::has_weights(folder) ? weights::load_folder(folder) : weights::StateDict{};
   report.count(state);
@@ -196,7 +197,8 @@ Json inspect_bare(const std::string& folder, Kind kind) {
 
 Json inspect_addition(const std::string& folder, Kind kind, const std::string& vision_tower) {
   Report report(kind == Kind::peft ? "peft" : "projector");
-  if (is_file(folder + "/config.json")) describe(report, read_llava_config(folder, vision_tower));
+  if (is_file(folder + "/config.json"))
+    describe(report, folder, read_llava_config(folder, vision_tower));
   if (kind == Kind::projector) {
     report.count(load_projector_file(folder));
     return report.take();

@@ -11,6 +11,9 @@ namespace llava::model {
 /// A decoder's config. `outer`: the object around a text_config; the same where there is none.
 LlamaConfig read_text(const Keys& keys, const Keys& outer, const std::string& model_type);
 
+/// Throws unless every end token is one of the vocabulary.
+void check_ends(const LlamaConfig& config, const std::string& where);
+
 /// Every key of a decoder's config, over those of `json`.
 void write_text(const LlamaConfig& config, Json& json);
 

@@ -105,6 +105,9 @@ bool read_preprocessor(const std::string& folder, const ClipVisionConfig& vision
   tiling.tile = read_edge(keys, "crop_size", tiling.tile);
   tiling.mean = read_colour(keys, "image_mean", tiling.mean);
   tiling.std = read_colour(keys, "image_std", tiling.std);
+  for (const double deviation : tiling.std)
+    expect(deviation > 1e-6, Fault::data, keys.where("image_std"), ": ", deviation,
+           " is out of range; CLIP's are 0.26 to 0.28");
   expect(tiling.tile == vision.image_size, Fault::data, keys.where("crop_size"), " is ",
          tiling.tile, " but the vision tower takes tiles of ", vision.image_size, " pixels");
   const auto type = keys.get<std::string>("image_processor_type", "");

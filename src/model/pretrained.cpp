@@ -8,6 +8,7 @@
 #include "llava/base/log.h"
 #include "llava/model/adapter.h"
 #include "llava/model/layouts.h"
+#include "llava/model/shapes.h"
 #include "llava/weights/safetensors.h"
 #include "llava/weights/torch_file.h"
 
@@ -116,6 +117,8 @@ Pretrained assemble(const std::string& vision_folder, const std::string& languag
   wanted.vision = read_clip_config(vision_folder);
   wanted.text = read_llama_config(language_folder);
   read_preprocessor(vision_folder, wanted.vision, wanted.tiling);
+  if (wanted.tiling.aspect == media::Aspect::anyres && wanted.tiling.pinpoints.empty())
+    wanted.tiling.pinpoints = default_grids(wanted.tiling.tile);
   wanted.merge.side = wanted.vision.side();
   wanted.merge.class_token = wanted.feature_select == "cls_patch";
   wanted.merge.class_only = wanted.feature_select == "cls";

@@ -1,3 +1,5 @@
+#include "llava/model/shapes.h"
+
 #include "parts.h"
 
 #include <algorithm>
@@ -65,6 +67,19 @@ LlamaConfig text_config(const TextShape& shape) {
 
 }  // namespace
 
+Grids default_grids(std::int64_t tile) {
+  return {
+      {tile, 2 * tile}, {2 * tile, tile}, {2 * tile, 2 * tile}, {3 * tile, tile}, {tile, 3 * tile}};
+}
+
+void use_aspect(LlavaConfig& config, Aspect aspect) {
+  const bool anyres = aspect == Aspect::anyres;
+  config.tiling.aspect = aspect;
+  config.tiling.pinpoints = anyres ? default_grids(config.tiling.tile) : Grids();
+  config.tiling.height_first = anyres && config.layout == Layout::hugging_face;
+  config.merge.spatial = config.merge.unpad = config.has_newline = anyres;
+}
+
 LlavaConfig named_shape(const std::string& name) {
   const auto found = std::find_if(std::begin(kShapes), std::end(kShapes),
                                   [&](const Shape& shape) { return shape.name == name; });
@@ -83,24 +98,14 @@ LlavaConfig named_shape(const std::string& name) {
   config.projector_type = found->projector;
   config.feature_select = found->select;
   config.tiling.tile = config.tiling.shortest_edge = found->image_size;
-  config.tiling.aspect = found->aspect;
   config.merge.side = config.vision.side();
   config.merge.class_only = config.feature_select == "cls";
-  if (found->aspect == Aspect::anyres) {
-    const auto tile = found->image_size;  // The grids of LLaVA-1.6's config.json.
-    config.tiling.pinpoints = {{tile, 2 * tile},
-                               {2 * tile, tile},
-                               {2 * tile, 2 * tile},
-                               {3 * tile, tile},
-                               {tile, 3 * tile}};
-    config.merge.spatial = config.merge.unpad = config.has_newline = true;
-  }
   config.is_video = found->is_video;
   // The Hugging Face classes know neither a linear projector nor the class token alone.
   const bool is_original = config.projector_type == "linear" || config.merge.class_only;
   config.layout = is_original ? Layout::original : Layout::hugging_face;
   config.merge.hugging_face = !is_original;
-  config.tiling.height_first = !is_original && found->aspect == Aspect::anyres;
+  use_aspect(config, found->aspect);
   const auto base_rows = found->text.rows - 64;  // without <image>, <pad> and spare rows
   if (is_original) {
     config.text.vocab_size = base_rows;

@@ -75,6 +75,7 @@ std::int64_t read_sliding_window(const Keys& keys, const LlamaConfig& config) {
 void read_special_tokens(const Keys& keys, const Keys& outer, LlamaConfig& config) {
   const auto& eos = keys.has("eos_token_id") ? keys : outer;
   config.eos_token_ids = eos.numbers("eos_token_id", config.eos_token_ids);
+  check_ends(config, eos.where("eos_token_id"));
   const auto token = [&](const char* key, std::optional<std::int64_t> otherwise) {
     if (keys.has(key) || keys.is_null(key)) return keys.token(key);
     if (const auto id = outer.token(key)) return id;
@@ -85,6 +86,12 @@ void read_special_tokens(const Keys& keys, const Keys& outer, LlamaConfig& confi
 }
 
 }  // namespace
+
+void check_ends(const LlamaConfig& config, const std::string& where) {
+  for (const auto id : config.eos_token_ids)
+    expect(id >= 0 && id < config.vocab_size, Fault::data, where, " is ", id,
+           " but the vocabulary has ", config.vocab_size, " tokens");
+}
 
 LlamaConfig read_text(const Keys& keys, const Keys& outer, const std::string& model_type) {
   const std::vector<std::string> known{"llama", "mistral", "qwen2"};

@@ -2,6 +2,7 @@
 
 #include "llava/base/log.h"
 #include "llava/model/adapter.h"
+#include "llava/model/chat_template.h"
 
 #include <ATen/CPUGeneratorImpl.h>
 
@@ -242,12 +243,10 @@ model::Pretrained load_model(const ModelSource& source, const Compute& compute) 
 
 input::Encoder make_encoder(const model::Pretrained& start, const std::string& template_name) {
   const auto& config = start.model->config;
-  const std::string name = !template_name.empty()         ? template_name
-                           : !config.conversation.empty() ? config.conversation
-                                                          : "v1";
-  return {text::Tokenizer::load(start.tokenizer_folder),
-          text::find_template(name),
-          {config.tiling, config.merge, config.image_start_end}};
+  return {
+      text::Tokenizer::load(start.tokenizer_folder),
+      text::find_template(model::choose_template(config, start.tokenizer_folder, template_name)),
+      {config.tiling, config.merge, config.image_start_end}};
 }
 
 TrainingData open_data(const DataSource& source, const ModelSource& model_source,
@@ -272,6 +271,7 @@ TrainingData open_data(const DataSource& source, const ModelSource& model_source
   loader.media.image_folder = source.image_folder;
   loader.media.video_folder = source.video_folder;
   loader.media.video_frames = source.video_frames;
+  loader.media.image = source.image.options();
   opened.media = loader.media;
   loader.workers = std::max<std::int64_t>(1, source.dataloader_num_workers);
   loader.max_tokens = model_source.model_max_length;

@@ -132,8 +132,11 @@ TEST(Config, ReadsBothSpellingsOfRope) {
 
 TEST(Config, GenerationConfigKnowsMoreEnds) {
   const TemporaryFolder folder;
-  folder.write("generation_config.json", R"({"eos_token_id": [128001, 128009]})");
-  EXPECT_THAT(read(folder, public_hugging_face()).text.eos_token_ids, ElementsAre(128001, 128009));
+  folder.write("generation_config.json", R"({"eos_token_id": [2, 32007]})");
+  EXPECT_THAT(read(folder, public_hugging_face()).text.eos_token_ids, ElementsAre(2, 32007));
+  folder.write("generation_config.json", R"({"eos_token_id": [2, 32064]})");
+  EXPECT_THAT(error_of(Fault::data, [&] { read(folder, public_hugging_face()); }),
+              HasSubstr("\"eos_token_id\" is 32064 but the vocabulary has 32064 tokens"));
 }
 
 TEST(Config, PreprocessorDecidesHowPicturesAreCut) {
@@ -294,6 +297,18 @@ TEST(Config, HuggingFaceRefusesWhatItsClassesCannotCompute) {
               HasSubstr("class token"));
   EXPECT_THAT(refused([](auto& config) { config.tiling.aspect = media::Aspect::anyres; }),
               HasSubstr("image_aspect_ratio"));
+}
+
+TEST(Config, OriginalRefusesProjectorsThatItsBuilderCannotMake) {
+  const auto refused = [](auto change) {
+    auto config = model::named_shape("llava-1.5-7b");
+    change(config);
+    return error_of(Fault::data, [&] { model::original_config(config); });
+  };
+  EXPECT_THAT(refused([](auto& config) { config.projector_bias = false; }),
+              HasSubstr("projector without biases"));
+  EXPECT_THAT(refused([](auto& config) { config.projector_act = "quick_gelu"; }),
+              HasSubstr("activation"));
 }
 
 }  // namespace

@@ -45,6 +45,7 @@ struct AssistantOptions {
   bool choose_dtype = true;    // with no dtype given: what suits the device, see auto_dtype()
   std::string conv_mode = {};  // template name; "": the folder's, else one that suits the decoder
   std::int64_t context = 0;    // tokens a conversation may have; 0: what the model allows
+  media::ImageOptions image = {};
 };
 
 /// Not for use by two threads at once, but read_picture() and the encoder are.
@@ -59,6 +60,7 @@ struct Assistant {
   std::int64_t context;                   // tokens, pictures spliced in
   std::string name;                       // model_id of answer files
   FeatureCache features;
+  media::ImageOptions image;  // how pictures are read
 
   const text::Tokenizer& tokenizer() const { return encoder.tokenizer(); }
 };

@@ -61,6 +61,7 @@ struct ModelSource {
 struct DataSource {
   std::string data_path, image_folder, video_folder;
   std::int64_t video_frames = 0;
+  media::ImageFlags image;
   std::int64_t per_device_train_batch_size = 8;
   std::int64_t gradient_accumulation_steps = 1;
   std::int64_t tokens_per_micro_batch = 0;
@@ -80,6 +81,7 @@ struct DataSource {
     field("image_folder", image_folder, "folder the set's image names are in");
     field("video_folder", video_folder, "that of its video names; empty: image_folder");
     field("video_frames", video_frames, "most frames taken of a video; 0: as many as suit it");
+    image.fields(field);
     field("per_device_train_batch_size", per_device_train_batch_size, "samples of a micro-batch");
     field("gradient_accumulation_steps", gradient_accumulation_steps,
           "micro-batches of a step, on each device");
