@@ -147,7 +147,7 @@ def run_rows(language, head, embed, ids, pictures, features):
     return torch.cat(logits), starts
 
 
-def hugging_face_case(case, folder, rng):
+def hugging_face_model(case):
     family = case["family"]
     config_class, model_class = {
         "llava": (LlavaConfig, LlavaForConditionalGeneration),
@@ -165,7 +165,13 @@ def hugging_face_case(case, folder, rng):
     config = config_class(vision_config=vision_config(case), text_config=text_config(case),
                           image_token_index=text_config(case).vocab_size - 3, **extra)
     config._attn_implementation = case.get("attention", "sdpa")
-    model = shake(model_class(config), case.get("scale", 4.0)).eval().to(case["dtype"])
+    return shake(model_class(config), case.get("scale", 4.0)).eval().to(case["dtype"])
+
+
+def hugging_face_case(case, folder, rng):
+    family = case["family"]
+    model = hugging_face_model(case)
+    config, side = model.config, model.config.vision_config.image_size
     vocab = config.text_config.vocab_size
 
     tiles, features, shapes, first = [], [], [], 0
@@ -220,14 +226,46 @@ def hugging_face_case(case, folder, rng):
     return tiles, states, features, shapes, ids, pictures, logits, starts
 
 
-def original_case(case, folder, rng):
-    """The reference's own path, written here from its parts; files in its layout."""
+def original_parts(case):
+    """Tower, projector and decoder of the reference's own path."""
     vision = shake(CLIPVisionModel(vision_config(case)), 4.0).eval().to(case["dtype"])
     config = text_config(case)
     text = shake(AutoModelForCausalLM.from_config(config), 4.0).eval().to(case["dtype"])
     projector = shake(OriginalProjector(case["projector"], vision.config.hidden_size,
                                         config.hidden_size), 1.5).eval().to(case["dtype"])
-    side = vision.config.image_size
+    return vision, projector, text
+
+
+def save_original(case, folder, vision, projector, text):
+    """Files in the reference's layout."""
+    tensors = dict(text.state_dict())
+    tensors.update(projector.tensors())
+    if case.get("tower_inside"):
+        prefix = "model.vision_tower.vision_tower.vision_model."
+        tensors.update({prefix + k.removeprefix("vision_model."): v
+                        for k, v in vision.state_dict().items() if "position_ids" not in k})
+    folder.mkdir(parents=True)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors",
+              {"format": "pt"})
+    tower = folder / "tower"
+    vision.config.save_pretrained(tower)
+    if not case.get("tower_inside"):
+        vision.save_pretrained(tower)
+    written = {k: v for k, v in text.config.to_dict().items() if k in (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+        "num_attention_heads", "num_key_value_heads", "max_position_embeddings", "rms_norm_eps",
+        "bos_token_id", "eos_token_id", "pad_token_id")}
+    written.update({
+        "architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava",
+        "mm_vision_tower": "tower", "mm_projector_type": case["projector"],
+        "mm_hidden_size": vision.config.hidden_size, "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": case.get("select", "patch"), "image_aspect_ratio": "pad"})
+    (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n")
+
+
+def original_case(case, folder, rng):
+    vision, projector, text = original_parts(case)
+    config, side = text.config, vision.config.image_size
     tiles, features, shapes, selected = [], [], [], []
     select = case.get("select", "patch")
     for i, (width, height) in enumerate(case["images"]):
@@ -242,29 +280,7 @@ def original_case(case, folder, rng):
     ids, pictures = rows_of(case, rng, config.vocab_size, features)
     logits, starts = run_rows(text.model, text.lm_head, text.model.embed_tokens, ids, pictures,
                               features)
-    tensors = dict(text.state_dict())
-    tensors.update(projector.tensors())
-    if case.get("tower_inside"):
-        prefix = "model.vision_tower.vision_tower.vision_model."
-        tensors.update({prefix + k.removeprefix("vision_model."): v
-                        for k, v in vision.state_dict().items() if "position_ids" not in k})
-    folder.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors",
-              {"format": "pt"})
-    tower = folder / "tower"
-    vision.config.save_pretrained(tower)
-    if not case.get("tower_inside"):
-        vision.save_pretrained(tower)
-    written = {k: v for k, v in config.to_dict().items() if k in (
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-        "num_attention_heads", "num_key_value_heads", "max_position_embeddings", "rms_norm_eps",
-        "bos_token_id", "eos_token_id", "pad_token_id")}
-    written.update({
-        "architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava",
-        "mm_vision_tower": "tower", "mm_projector_type": case["projector"],
-        "mm_hidden_size": vision.config.hidden_size, "mm_vision_select_layer": -2,
-        "mm_vision_select_feature": select, "image_aspect_ratio": "pad"})
-    (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n")
+    save_original(case, folder, vision, projector, text)
     return tiles, torch.cat(selected), features, shapes, ids, pictures, logits, starts
 
 
