@@ -3,10 +3,11 @@
 #include "llava/model/chat_template.h"
 #include "llava/nn/device.h"
 #include "llava/text/tokenizer.h"
-#include "llava/train/planner.h"
+#include "llava/train/measured.h"
 
 #include <cstdio>
 #include <filesystem>
+#include <optional>
 
 namespace llava::cli {
 namespace {
@@ -34,6 +35,22 @@ train::SampleSizes sample_sizes(const train::PlanRequest& request, std::int64_t 
           model::choose_template(request.model, folder, train::template_name(request.train))),
       {request.model.tiling, request.model.merge, request.model.image_start_end});
   return train::measure_samples(records, &encoder, request.model, media, threads);
+}
+
+/// What --measure asks for.
+std::optional<train::Measured> measure(const train::PlanRequest& request,
+                                       const CommonConfig& common) {
+  if (request.plan.measure == 0) return std::nullopt;
+  expect(request.plan.measure > 0, Fault::usage, "--measure: ", request.plan.measure,
+         " is not a number of steps; take 1 or more");
+  expect(!request.train.model.model_name_or_path.empty() && !request.train.data.data_path.empty(),
+         Fault::usage, "--measure makes real steps: give --model_name_or_path and --data_path");
+  train::Compute compute;
+  compute.device = nn::choose_device(common.device);
+  compute.dtype = request.train.model.bf16 ? torch::kBFloat16 : torch::kFloat32;
+  compute.seed = static_cast<std::uint64_t>(common.seed);
+  nn::set_threads(common.threads);
+  return train::measure_steps(request, compute, request.plan.measure);
 }
 
 }  // namespace
@@ -64,9 +81,15 @@ int plan(const std::vector<std::string>& words) {
   request.processes = std::max<std::int64_t>(1, train.launch.nproc_per_node);
   request.samples = sample_sizes(request, std::max<std::int64_t>(1, args.common().threads));
   const auto plan = train::make_plan(request);
-  std::fputs(args.common().json ? (plan_json(request, plan).dump() + "\n").c_str()
-                                : plan_text(request, plan).c_str(),
-             stdout);
+  const auto measured = measure(request, args.common());
+  if (args.common().json) {
+    Json json = plan_json(request, plan);
+    if (measured) json["measured"] = train::measured_json(*measured);
+    std::puts(json.dump().c_str());
+  } else {
+    std::fputs(plan_text(request, plan).c_str(), stdout);
+    if (measured) std::fputs(train::measured_text(*measured).c_str(), stdout);
+  }
   return plan.fits ? 0 : static_cast<int>(Fault::capacity);
 }
 

@@ -22,6 +22,7 @@ struct PlanConfig {
   std::int64_t num_samples = 0;
   std::int64_t tokens_per_sample = 0;
   double images_per_sample = 1;
+  std::int64_t measure = 0;
 
   template <class Field>
   void fields(Field& field) {
@@ -38,6 +39,8 @@ struct PlanConfig {
     field("tokens_per_sample", tokens_per_sample,
           "mean tokens of a sample, pictures' rows included, without data_path");
     field("images_per_sample", images_per_sample, "pictures of a sample, without data_path");
+    field("measure", measure,
+          "also make this many real steps, alone on one device of this machine, and compare");
   }
 };
 
