@@ -30,8 +30,9 @@ struct ConvertConfig {
   }
 };
 
-/// Logits of a fixed prompt with one picture: what two folders of one model must agree on.
-torch::Tensor probe_logits(model::Llava& made) {
+/// Logits of a fixed prompt of ids below `words` with one picture: what two folders of one model
+/// must agree on.
+torch::Tensor probe_logits(model::Llava& made, std::int64_t words) {
   const torch::NoGradGuard no_grad;
   const auto& config = made->config;
   input::Picture picture;
@@ -43,8 +44,7 @@ torch::Tensor probe_logits(model::Llava& made) {
     picture.pixels.push_back(static_cast<std::uint8_t>((i * 37 + i / 251) % 256));
   input::Example example;
   example.id = "probe";
-  for (std::int64_t i = 0; i < 8; ++i)
-    example.ids.push_back((i * 131 + 1) % config.text.vocab_size);
+  for (std::int64_t i = 0; i < 8; ++i) example.ids.push_back((i * 131 + 1) % words);
   if (!config.is_video) {
     example.ids.insert(example.ids.begin() + 2, input::kImageToken);
     example.pictures.push_back(std::move(picture));
@@ -103,8 +103,10 @@ int convert(const std::vector<std::string>& words) {
   auto source = model::load_pretrained(convert.model, exact);
   exact.model_base.clear();
   auto result = model::load_pretrained(convert.output_dir, exact);
-  const auto wanted = probe_logits(source.model);
-  const double error = logit_error(wanted, probe_logits(result.model));
+  const auto shared = std::min(source.model->config.text.vocab_size,
+                               result.model->config.text.vocab_size);  // a layout may add some
+  const auto wanted = probe_logits(source.model, shared);
+  const double error = logit_error(wanted, probe_logits(result.model, shared));
   const double spread = (wanted.max() - wanted.min()).item<double>();
   const double bound = convert.max_error > 0 ? convert.max_error
                        : options.dtype       ? 0.02 * spread

@@ -19,6 +19,8 @@ std::int64_t read_edge(const Keys& keys, const char* key, std::int64_t otherwise
   if (!json->is_object()) return keys.size(key, otherwise, 8192);
   const Keys edges(*json, keys.where(key));
   if (edges.has("shortest_edge")) return edges.size("shortest_edge", otherwise, 8192);
+  expect(edges.has("height") && edges.has("width"), Fault::data, edges.where(),
+         ": needs \"shortest_edge\", or \"height\" and \"width\"");
   const auto height = edges.size("height", otherwise, 8192);
   expect(height == edges.size("width", otherwise, 8192), Fault::data, edges.where(),
          ": only square tiles are supported");
@@ -111,7 +113,12 @@ bool read_preprocessor(const std::string& folder, const ClipVisionConfig& vision
   expect(tiling.tile == vision.image_size, Fault::data, keys.where("crop_size"), " is ",
          tiling.tile, " but the vision tower takes tiles of ", vision.image_size, " pixels");
   const auto type = keys.get<std::string>("image_processor_type", "");
-  return type.starts_with("LlavaImageProcessor") && keys.get<bool>("do_pad", false);
+  const bool pads = type.starts_with("LlavaImageProcessor") && keys.get<bool>("do_pad", false);
+  const auto* size = keys.find("size");
+  const bool squashes = size && size->is_object() && !size->contains("shortest_edge");
+  expect(!squashes || pads || type.starts_with("LlavaNext"), Fault::data, keys.where("size"),
+         ": squashing a picture to a square is not supported; name a \"shortest_edge\"");
+  return pads;
 }
 
 Grids read_grids(const Keys& keys, std::int64_t tile) {

@@ -71,7 +71,9 @@ TEST(Mutants, OfPicturesStayWithinMemoryAndTime) {
     });
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
     EXPECT_LE(growth, kMostBytes) << "mutant " << i;
-    if (asked) EXPECT_LE(seconds.count(), kMostSeconds) << "mutant " << i;
+    if (asked) {
+      EXPECT_LE(seconds.count(), kMostSeconds) << "mutant " << i;
+    }
   }
   EXPECT_GT(pictures, count / 20) << "mutants that are all refused show little";
   EXPECT_LT(pictures, count);
