@@ -44,7 +44,11 @@ std::array<double, 3> read_colour(const Keys& keys, const char* key,
 /// preprocessor_config.json, or what stands in processor_config.json in its place; null: neither.
 Json preprocessor_json(const std::string& folder, std::string& where) {
   where = folder + "/preprocessor_config.json";
-  if (is_file(where)) return read_json(where);
+  if (is_file(where)) {
+    auto json = read_json(where);
+    expect(json.is_object(), Fault::data, where, ": expected an object");
+    return json;
+  }
   where = folder + "/processor_config.json";
   if (is_file(where)) {
     auto json = read_json(where);
