@@ -144,15 +144,36 @@ TEST(Accumulation, OfKBatchesIsOneBatch) {
               1e-5 * one[i].norm().item<float>() + 1e-8);
 }
 
-/// A flat batch computes what its rows compute one by one.
+/// A flat batch computes what its rows compute one by one: loss and gradients.
 TEST(FlatBatch, IsItsRowsOneByOne) {
-  auto model = test::model_by_name("mlp2x_gelu");
-  const torch::NoGradGuard no_grad;
   for (const auto& examples : test::golden_examples()) {
+    auto model = test::model_by_name("mlp2x_gelu");
+    const auto groups = choose_stage(model, {}, 1, 0, 0);
+    std::vector<torch::Tensor> flat;
+    const auto loss = model->loss(input::collate(examples), /*sum=*/true);
+    loss.backward();
+    for (const auto& group : groups)
+      for (const auto& [name, parameter] : group.parameters)
+        flat.push_back(parameter.grad().defined() ? parameter.grad().clone() : torch::Tensor());
+    model->zero_grad();
     double sum = 0;
-    for (const auto& example : examples)
-      sum += model->loss(input::collate({example}), /*sum=*/true).item<float>();
-    EXPECT_NEAR(model->loss(input::collate(examples), /*sum=*/true).item<float>(), sum, 1e-4);
+    for (const auto& example : examples) {
+      const auto one = model->loss(input::collate({example}), /*sum=*/true);
+      sum += one.item<float>();
+      one.backward();
+    }
+    EXPECT_NEAR(loss.item<float>(), sum, 1e-4);
+    std::size_t i = 0;
+    for (const auto& group : groups) {
+      for (const auto& [name, parameter] : group.parameters) {
+        const auto& want = flat[i++];
+        ASSERT_EQ(want.defined(), parameter.grad().defined()) << name;
+        if (want.defined())
+          EXPECT_LE((parameter.grad() - want).norm().item<float>(),
+                    1e-5 * want.norm().item<float>() + 1e-6)
+              << name;
+      }
+    }
   }
 }
 
