@@ -1,6 +1,7 @@
 #include "llava/model/clip_vision.h"
 
 #include "llava/base/check.h"
+#include "llava/nn/activation.h"
 #include "llava/nn/attention.h"
 
 #include <algorithm>
@@ -64,8 +65,7 @@ ClipMlpImpl::ClipMlpImpl(const ClipVisionConfig& config, const torch::TensorOpti
 
 Tensor ClipMlpImpl::forward(const Tensor& x) {
   const auto y = fc1(x);
-  // 1.702: transformers 5.24, activations.py, QuickGELUActivation.
-  return fc2(is_quick ? y * torch::sigmoid(1.702 * y) : torch::gelu(y));
+  return fc2(is_quick ? nn::quick_gelu(y) : torch::gelu(y));
 }
 
 ClipLayerImpl::ClipLayerImpl(const ClipVisionConfig& config, const torch::TensorOptions& options) {

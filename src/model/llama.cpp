@@ -1,31 +1,12 @@
 #include "llava/model/llama.h"
 
 #include "llava/base/check.h"
+#include "llava/nn/activation.h"
 
 namespace llava::model {
 namespace {
 
 using torch::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
-/// silu(gate) * up, keeping the two inputs alone for backward.
-struct SwigluFunction : torch::autograd::Function<SwigluFunction> {
-  static Tensor forward(AutogradContext* context, const Tensor& gate, const Tensor& up) {
-    context->save_for_backward({gate, up});
-    return torch::silu(gate).mul_(up);
-  }
-
-  // With s = sigmoid(gate): d silu = s * (1 + gate * (1 - s)).
-  static variable_list backward(AutogradContext* context, variable_list grads) {
-    const auto saved = context->get_saved_variables();
-    const auto &gate = saved[0], &up = saved[1];
-    Tensor grad_gate, grad_up;
-    if (context->needs_input_grad(0)) grad_gate = at::silu_backward(grads[0] * up, gate);
-    if (context->needs_input_grad(1)) grad_up = torch::silu(gate).mul_(grads[0]);
-    return {grad_gate, grad_up};
-  }
-};
 
 nn::RotaryConfig rotary_config(const LlamaConfig& config) {
   nn::RotaryConfig rotary;
@@ -89,7 +70,7 @@ LlamaMlpImpl::LlamaMlpImpl(const LlamaConfig& config, const torch::TensorOptions
 Tensor LlamaMlpImpl::forward(const nn::Made& x) {
   const auto projected = nn::linears({gate_proj, up_proj}, x);
   const auto swiglu = [](const std::vector<Tensor>& gate_up) -> Tensor {
-    return SwigluFunction::apply(gate_up[0], gate_up[1]);
+    return nn::swiglu(gate_up[0], gate_up[1]);
   };
   return nn::linears({down_proj}, {swiglu, projected, x.is_kept})[0];
 }

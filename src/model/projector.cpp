@@ -1,6 +1,7 @@
 #include "llava/model/projector.h"
 
 #include "llava/base/check.h"
+#include "llava/nn/activation.h"
 
 namespace llava::model {
 
@@ -46,7 +47,7 @@ Tensor ProjectorImpl::forward(const Tensor& features) {
     if (activation == "gelu") return torch::gelu(x);
     if (activation == "gelu_pytorch_tanh" || activation == "gelu_new")
       return torch::gelu(x, "tanh");
-    if (activation == "quick_gelu") return x * torch::sigmoid(1.702 * x);
+    if (activation == "quick_gelu") return nn::quick_gelu(x);
     if (activation == "silu") return torch::silu(x);
     if (activation == "relu") return torch::relu(x);
     if (activation == "linear") return x;

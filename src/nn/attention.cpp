@@ -2,6 +2,8 @@
 
 #include "llava/base/check.h"
 
+#include "cpu_attention.h"
+
 #include <algorithm>
 #include <optional>
 
@@ -41,6 +43,27 @@ Tensor one_token(const Tensor& q, const Tensor& k, const Tensor& v) {
 Tensor continued(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& mask) {
   if (q.size(1) == 1) return one_token(q, k, v);
   return scaled_dot_product(q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), mask, false).squeeze(0);
+}
+
+/// One row's part of q [T, H, E], k and v [T, K, E] by our own kernels: [T of the row, H, E].
+Tensor cpu_row(const Tensor& q, const Tensor& k, const Tensor& v, const Rows& rows,
+               std::int64_t row, std::int64_t layer) {
+  const auto row_of = [&](const Tensor& x) {
+    return x.slice(0, rows.starts[row], rows.starts[row + 1]);
+  };
+  const auto first = rows.first[row];
+  auto keys = row_of(k), values = row_of(v);  // [L, K, E]
+  if (!rows.caches.empty()) {
+    const auto [all_keys, all_values] =
+        rows.caches[row]->append(layer, keys.transpose(0, 1), values.transpose(0, 1));
+    if (rows.length(row) == 1)
+      return cpu_attention_of_one(row_of(q)[0], all_keys, all_values).unsqueeze(0);
+    keys = all_keys.transpose(0, 1);
+    values = all_values.transpose(0, 1);
+  }
+  return cpu_attention(row_of(q).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), first,
+                       /*is_causal=*/true)
+      .squeeze(0);
 }
 
 }  // namespace
@@ -84,6 +107,10 @@ torch::Tensor attention(const torch::Tensor& q, const torch::Tensor& k, const to
 
   std::vector<Tensor> outputs;  // [T of the row, H, E]
   for (std::int64_t row = 0; row < rows.size(); ++row) {
+    if (has_cpu_attention(q)) {
+      outputs.push_back(cpu_row(q, k, v, rows, row, layer));
+      continue;
+    }
     const auto row_of = [&](const Tensor& x) {  // [T, heads, E] -> [heads, T of the row, E]
       return x.slice(0, rows.starts[row], rows.starts[row + 1]).transpose(0, 1);
     };
@@ -103,6 +130,10 @@ torch::Tensor attention(const torch::Tensor& q, const torch::Tensor& k, const to
 
 torch::Tensor full_attention(const torch::Tensor& q, const torch::Tensor& k,
                              const torch::Tensor& v) {
+  if (has_cpu_attention(q))
+    return cpu_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), /*first=*/0,
+                         /*is_causal=*/false)
+        .transpose(1, 2);
   return scaled_dot_product(q, k, v, {}, false);
 }
 

@@ -8,8 +8,22 @@ LinearImpl::LinearImpl(std::int64_t in, std::int64_t out, bool with_bias,
   if (with_bias) bias = register_parameter("bias", torch::empty({out}, options));
 }
 
+void LinearImpl::pack(Packing packing) {
+  packed = std::make_shared<const PackedWeight>(weight, packing);
+  weight = torch::empty_like(weight, torch::TensorOptions(torch::kMeta).requires_grad(false));
+  parameters_.erase("weight");
+}
+
 torch::Tensor LinearImpl::forward(const torch::Tensor& x) {
-  const auto y = linear(x, weight, bias);
+  torch::Tensor y;
+  if (!packed) {
+    y = linear(x, weight, bias);
+  } else if (torch::GradMode::is_enabled()) {
+    y = multiply_frozen(x, packed);
+    if (bias.defined()) y = y + bias;
+  } else {
+    y = multiply(x, {packed.get()}, {bias})[0];
+  }
   if (!has_lora()) return y;
   const bool drops = lora_dropout > 0 && is_training();
   const auto input = drops ? torch::dropout(x, lora_dropout, /*train=*/true) : x;

@@ -29,7 +29,8 @@ void attach_lora(Linear& linear, const LoraConfig& config, std::uint64_t seed,
          "this layer has a LoRA already; merge it before attaching another");
   expect(config.r > 0, Fault::usage, "LoRA's rank must be positive, got ", config.r);
   torch::NoGradGuard no_grad;
-  const auto options = linear->weight.options().dtype(dtype.value_or(linear->weight.scalar_type()));
+  const auto options =
+      torch::TensorOptions(dtype.value_or(linear->weight.scalar_type())).device(linear->device());
   const auto in = linear->in(), out = linear->out();
   linear->lora_A = linear->register_module(
       "lora_A", std::make_shared<LinearImpl>(in, config.r, /*with_bias=*/false, options));
@@ -57,6 +58,8 @@ std::int64_t attach_lora(torch::nn::Module& root,
 
 void merge_lora(Linear& linear) {
   if (!linear->has_lora()) return;
+  expect(!linear->packed, Fault::usage,
+         "a LoRA cannot be merged into a packed weight; load the model without --bits");
   torch::NoGradGuard no_grad;
   const auto change = torch::matmul(linear->lora_B->weight.to(torch::kFloat32),
                                     linear->lora_A->weight.to(torch::kFloat32));

@@ -139,9 +139,29 @@ struct RemadeLinears : torch::autograd::Function<RemadeLinears> {
 /// Whether a Linear's products can do without its input: no dropout draws from it, no cast copies
 /// it.
 bool can_remake(const Linear& linear) {
+  if (linear->packed) return false;
   if (!linear->has_lora()) return true;
   return (linear->lora_dropout == 0 || !linear->is_training()) &&
          linear->lora_A->weight.scalar_type() == linear->weight.scalar_type();
+}
+
+/// Whether packed weights can be gone through in one pass.
+bool can_multiply_together(const std::vector<Linear>& linears) {
+  return !torch::GradMode::is_enabled() &&
+         std::all_of(linears.begin(), linears.end(), [&](const Linear& linear) {
+           return linear->packed && !linear->has_lora() &&
+                  linear->packed->packing() == linears[0]->packed->packing();
+         });
+}
+
+std::vector<Tensor> multiply_together(const std::vector<Linear>& linears, const Tensor& x) {
+  std::vector<const PackedWeight*> weights;
+  std::vector<Tensor> biases;
+  for (const auto& linear : linears) {
+    weights.push_back(linear->packed.get());
+    biases.push_back(linear->bias);
+  }
+  return multiply(x, weights, biases);
 }
 
 }  // namespace
@@ -152,6 +172,7 @@ std::vector<torch::Tensor> linears(const std::vector<Linear>& linears, const Mad
   std::vector<Tensor> results;
   if (!remakes) {
     const auto x = input.make ? input.make(input.inputs) : input.inputs[0];
+    if (can_multiply_together(linears)) return multiply_together(linears, x);
     for (auto linear : linears) results.push_back(linear(x));
     return results;
   }

@@ -1,5 +1,7 @@
 #include "llava/nn/rotary.h"
 
+#include "cpu_rows.h"
+
 #include <algorithm>
 #include <cmath>
 #include <numbers>
@@ -121,7 +123,7 @@ std::pair<torch::Tensor, torch::Tensor> Rotary::rows(const std::vector<std::int6
 }
 
 torch::Tensor rotate(const torch::Tensor& x, const torch::Tensor& cos, const torch::Tensor& sin) {
-  return RotateFunction::apply(x, cos, sin);
+  return has_cpu_kernels(x) ? cpu_rotate(x, cos, sin) : RotateFunction::apply(x, cos, sin);
 }
 
 }  // namespace llava::nn

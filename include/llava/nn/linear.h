@@ -1,8 +1,8 @@
 // Linear and Embedding with weights left uninitialised: a checkpoint or initialize() fills them.
-// LoRA is state of a Linear (see nn/lora.h), not a subclass.
+// LoRA and packing are state of a Linear (see nn/lora.h, nn/packed.h), not subclasses.
 #pragma once
 
-#include "llava/torch.h"
+#include "llava/nn/packed.h"
 
 #include <memory>
 
@@ -14,12 +14,20 @@ struct LinearImpl : torch::nn::Module {
 
   torch::Tensor forward(const torch::Tensor& x);  // [..., in] -> [..., out]
 
+  /// Keeps the weight packed and gives the original's memory back. Throws Error(usage) unless
+  /// can_pack().
+  void pack(Packing packing);
+
+  /// Where it computes.
+  torch::Device device() const { return packed ? packed->device() : weight.device(); }
+
   std::int64_t in() const { return weight.size(1); }
   std::int64_t out() const { return weight.size(0); }
   bool has_lora() const { return lora_A != nullptr; }
 
-  torch::Tensor weight;  // [out, in]
+  torch::Tensor weight;  // [out, in]; on the meta device once packed
   torch::Tensor bias;    // [out]; undefined without
+  std::shared_ptr<const PackedWeight> packed;
 
   // y = W x + lora_scale * B A dropout(x); both nullptr without LoRA. Registered under PEFT's
   // names.
@@ -37,7 +45,7 @@ struct EmbeddingImpl : torch::nn::Module {
 };
 TORCH_MODULE(Embedding);
 
-/// y = W x + bias as every Linear computes it.
+/// y = W x + bias as every Linear that is not packed computes it.
 torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight,
                      const torch::Tensor& bias = {});
 

@@ -1,0 +1,70 @@
+// Weights laid out once for this CPU's products, in the one layout that serves prefill and decode,
+// in bfloat16 or quantised to bytes or nibbles in groups of 32 inputs with a scale each. Quantised
+// weights meet inputs quantised to bytes by the same groups. A row's result does not depend on the
+// rows beside it.
+//   T rows   K inputs   N outputs
+#pragma once
+
+#include "llava/torch.h"
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+namespace llava::nn {
+
+enum class Packing {
+  bfloat16,
+  int8,  // 8.5 bits a weight
+  int4   // 4.5 bits a weight
+};
+
+class PackedWeight {
+ public:
+  /// weight [N, K], packed on the CPU and kept on the weight's device. Throws Error(usage) unless
+  /// can_pack().
+  PackedWeight(const torch::Tensor& weight, Packing packing);
+
+  Packing packing() const { return packing_; }
+  std::int64_t outputs() const { return outputs_; }
+  std::int64_t inputs() const { return inputs_; }
+  std::int64_t num_blocks() const;  // of 64 outputs
+  std::int64_t block_bytes() const;
+  std::int64_t bytes() const { return num_blocks() * block_bytes(); }
+  torch::Device device() const { return bytes_.device(); }
+  const std::uint8_t* block(std::int64_t i) const;
+
+  /// The weight that products are made with: [N, K].
+  torch::Tensor unpack(torch::ScalarType type) const;
+
+ private:
+  Packing packing_;
+  std::int64_t outputs_, inputs_;
+  torch::Tensor bytes_;
+};
+
+/// Whether weights [N, inputs] can be kept so: all but odd numbers of inputs, or where bytes are
+/// asked for, numbers that 32 does not divide.
+bool can_pack(std::int64_t inputs, Packing packing);
+
+/// Whether this CPU multiplies bfloat16 faster from packed weights than LibTorch does.
+bool prefers_packed_bfloat16();
+
+/// Products of one input x [T, K] with several weights [N_i, K], in one pass: [T, N_i] each, of x's
+/// type. `biases` [N_i] may be undefined. No gradients. On a GPU weights are unpacked for each
+/// product: that saves memory, not time.
+std::vector<torch::Tensor> multiply(const torch::Tensor& x,
+                                    const std::vector<const PackedWeight*>& weights,
+                                    const std::vector<torch::Tensor>& biases);
+
+/// x [T, K] with a frozen quantised weight under training: products with the unpacked weight, with
+/// gradients for x alone.
+torch::Tensor multiply_frozen(const torch::Tensor& x,
+                              const std::shared_ptr<const PackedWeight>& weight);
+
+/// Packs the weights of all Linears of a module that can be, one by one, and gives the originals'
+/// memory back: such a Linear computes, but is not trained or saved any more. LoRA's own stay as
+/// they are. Returns how many weights (numbers) were packed.
+std::int64_t pack_linears(torch::nn::Module& module, Packing packing);
+
+}  // namespace llava::nn

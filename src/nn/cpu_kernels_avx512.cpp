@@ -1,0 +1,407 @@
+// Compiled with AVX-512 switched on (see CMakeLists.txt), so nothing here may be an inline function
+// that other files share.
+#include "cpu_kernels.h"
+
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+
+#include <immintrin.h>
+
+#include "cpu_quantize.h"
+
+namespace llava::nn::cpu {
+namespace {
+
+constexpr int kVectors = 4;  // of 16 outputs in a block
+
+__m512i load(const void* from) { return _mm512_loadu_si512(from); }
+__m512bh pairs(__m512i bits) { return reinterpret_cast<__m512bh>(bits); }
+
+/// The pair of inputs at `x`, in all lanes.
+__m512i broadcast(const void* x) {
+  std::int32_t bits;
+  __builtin_memcpy(&bits, x, sizeof bits);
+  return _mm512_set1_epi32(bits);
+}
+
+/// 16 bfloat16 numbers as floats.
+__m512 widen(const void* from, __mmask16 mask = 0xffff) {
+  const auto bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+}
+
+/// Lanes of 16 that are among the `left` to do.
+__mmask16 first_lanes(std::int64_t left) {
+  return static_cast<__mmask16>(left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0);
+}
+
+// ── Products ────────────────────────────────────────────────────────────────────────────────────
+
+template <int M>
+void multiply_rows(const std::uint16_t* x, std::int64_t x_stride, const std::uint16_t* block,
+                   std::int64_t inputs, float* y, std::int64_t y_stride) {
+  __m512 sums[M][kVectors];
+  for (int m = 0; m < M; ++m)
+    for (auto& sum : sums[m]) sum = _mm512_setzero_ps();
+  for (std::int64_t k = 0; k < inputs; k += 2, block += 2 * kBlock) {
+    __m512bh weights[kVectors];
+    for (int i = 0; i < kVectors; ++i) weights[i] = pairs(load(block + 32 * i));
+    for (int m = 0; m < M; ++m) {
+      const auto input = pairs(broadcast(x + m * x_stride + k));
+      for (int i = 0; i < kVectors; ++i)
+        sums[m][i] = _mm512_dpbf16_ps(sums[m][i], weights[i], input);
+    }
+  }
+  for (int m = 0; m < M; ++m)
+    for (int i = 0; i < kVectors; ++i) _mm512_storeu_ps(y + m * y_stride + 16 * i, sums[m][i]);
+}
+
+void multiply_bfloat16(const std::uint16_t* x, std::int64_t x_stride, std::int64_t rows,
+                       const std::uint16_t* block, std::int64_t inputs, float* y,
+                       std::int64_t y_stride) {
+  for (; rows >= 6; rows -= 6, x += 6 * x_stride, y += 6 * y_stride)
+    multiply_rows<6>(x, x_stride, block, inputs, y, y_stride);
+  switch (rows) {
+    case 5: return multiply_rows<5>(x, x_stride, block, inputs, y, y_stride);
+    case 4: return multiply_rows<4>(x, x_stride, block, inputs, y, y_stride);
+    case 3: return multiply_rows<3>(x, x_stride, block, inputs, y, y_stride);
+    case 2: return multiply_rows<2>(x, x_stride, block, inputs, y, y_stride);
+    case 1: return multiply_rows<1>(x, x_stride, block, inputs, y, y_stride);
+    default: return;
+  }
+}
+
+template <int M>
+void add_step(__m512i (&sums)[M][kVectors], const __m512i (&weights)[kVectors],
+              const std::int8_t* x, std::int64_t inputs) {
+  for (int m = 0; m < M; ++m) {
+    const auto input = broadcast(x + m * inputs);
+    for (int i = 0; i < kVectors; ++i)
+      sums[m][i] = _mm512_dpbusd_epi32(sums[m][i], weights[i], input);
+  }
+}
+
+/// Byte products of M rows; kBits: 8 or 4.
+template <int M, int kBits>
+void multiply_byte_rows(const ByteRows& x, std::int64_t row, const std::uint8_t* block,
+                        std::int64_t inputs, float* y, std::int64_t y_stride) {
+  constexpr std::int32_t kAdded = kBits == 8 ? 128 : 8;
+  const auto nibble = _mm512_set1_epi8(15);
+  const auto groups = inputs / kGroup;
+  const auto* values = x.values + row * inputs;
+  const auto* scales = x.scales + row * groups;
+  const auto* input_sums = x.sums + row * groups;
+  __m512 outputs[M][kVectors];
+  for (int m = 0; m < M; ++m)
+    for (auto& output : outputs[m]) output = _mm512_setzero_ps();
+  for (std::int64_t group = 0; group < groups; ++group, values += kGroup) {
+    __m512i sums[M][kVectors];
+    for (int m = 0; m < M; ++m)
+      for (auto& sum : sums[m]) sum = _mm512_set1_epi32(-kAdded * input_sums[m * groups + group]);
+    __m512 weight_scales[kVectors];
+    for (int i = 0; i < kVectors; ++i) weight_scales[i] = widen(block + 32 * i);
+    block += 2 * kBlock;
+    if constexpr (kBits == 8) {
+      for (int step = 0; step < 8; ++step, block += 4 * kBlock) {
+        __m512i weights[kVectors];
+        for (int i = 0; i < kVectors; ++i) weights[i] = load(block + 64 * i);
+        add_step<M>(sums, weights, values + 4 * step, inputs);
+      }
+    } else {
+      for (int step = 0; step < 4; ++step, block += 4 * kBlock) {
+        __m512i weights[kVectors];
+        for (int i = 0; i < kVectors; ++i)
+          weights[i] = _mm512_and_si512(load(block + 64 * i), nibble);
+        add_step<M>(sums, weights, values + 4 * step, inputs);
+        for (int i = 0; i < kVectors; ++i)
+          weights[i] = _mm512_and_si512(_mm512_srli_epi16(load(block + 64 * i), 4), nibble);
+        add_step<M>(sums, weights, values + 16 + 4 * step, inputs);
+      }
+    }
+    for (int m = 0; m < M; ++m) {
+      const auto scale = _mm512_set1_ps(scales[m * groups + group]);
+      for (int i = 0; i < kVectors; ++i)
+        outputs[m][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[m][i]),
+                                        _mm512_mul_ps(weight_scales[i], scale), outputs[m][i]);
+    }
+  }
+  for (int m = 0; m < M; ++m)
+    for (int i = 0; i < kVectors; ++i) _mm512_storeu_ps(y + m * y_stride + 16 * i, outputs[m][i]);
+}
+
+template <int kBits>
+void multiply_bytes(const ByteRows& x, std::int64_t rows, const std::uint8_t* block,
+                    std::int64_t inputs, float* y, std::int64_t y_stride) {
+  std::int64_t row = 0;
+  for (; row + 3 <= rows; row += 3)
+    multiply_byte_rows<3, kBits>(x, row, block, inputs, y + row * y_stride, y_stride);
+  if (rows - row == 2)
+    multiply_byte_rows<2, kBits>(x, row, block, inputs, y + row * y_stride, y_stride);
+  if (rows - row == 1)
+    multiply_byte_rows<1, kBits>(x, row, block, inputs, y + row * y_stride, y_stride);
+}
+
+// ── Packing ─────────────────────────────────────────────────────────────────────────────────────
+
+void pack_rows(const std::uint16_t* weight, std::int64_t stride, std::int64_t rows,
+               std::int64_t inputs, std::uint16_t* block) {
+  const auto lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const auto offsets = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int>(stride * 2)));
+  for (std::int64_t k = 0; k < inputs; k += 2)
+    for (int i = 0; i < kVectors; ++i, block += 32) {
+      const auto left = rows - 16 * i;
+      const auto mask = first_lanes(left);
+      _mm512_storeu_si512(block, _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), mask, offsets,
+                                                             weight + 16 * i * stride + k, 1));
+    }
+}
+
+void pack_columns(const std::uint16_t* values, std::int64_t stride, std::int64_t keys,
+                  std::int64_t width, std::uint16_t* block) {
+  for (std::int64_t key = 0; key < keys; key += 2, block += 2 * kBlock)
+    for (int i = 0; i < kVectors; ++i) {
+      const auto left = width - 16 * i;
+      const auto mask = first_lanes(left);
+      const auto* here = values + key * stride + 16 * i;
+      const auto even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, here));
+      const auto odd = key + 1 < keys
+                           ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, here + stride))
+                           : _mm512_setzero_si512();
+      _mm512_storeu_si512(block + 32 * i, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+    }
+}
+
+// ── Attention ───────────────────────────────────────────────────────────────────────────────────
+
+/// e^x for x <= 0, to about 2 units in the last place. Taylor in r, |r| <= ln 2 / 2.
+__m512 exponential(__m512 x) {
+  x = _mm512_max_ps(x, _mm512_set1_ps(-87.0F));
+  const auto n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504F)), 0);
+  auto r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375F), x);  // ln 2 in two parts
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4F), r);
+  constexpr float kTaylor[] = {1.0F / 120, 1.0F / 24, 1.0F / 6, 0.5F, 1.0F, 1.0F};
+  auto p = _mm512_set1_ps(1.0F / 720);
+  for (const float c : kTaylor) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+  return _mm512_scalef_ps(p, n);
+}
+
+void store_bfloat16(std::uint16_t* to, __m512 x, __mmask16 mask = 0xffff) {
+  _mm256_mask_storeu_epi16(to, mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
+}
+
+/// Scores of one query to bfloat16 weights before division by their sum, which is returned. Past
+/// `seen` keys, up to `end`, weights are zeros.
+float soften(const float* scores, std::int64_t seen, std::int64_t end, float scale,
+             std::uint16_t* weights) {
+  auto largest = _mm512_set1_ps(-3.0e38F);
+  for (std::int64_t key = 0; key < seen; key += 16) {
+    const auto mask = first_lanes(seen - key);
+    largest = _mm512_mask_max_ps(largest, mask, largest, _mm512_loadu_ps(scores + key));
+  }
+  const auto factor = _mm512_set1_ps(scale);
+  const auto top = _mm512_mul_ps(_mm512_set1_ps(_mm512_reduce_max_ps(largest)), factor);
+  auto sums = _mm512_setzero_ps();
+  for (std::int64_t key = 0; key < end; key += 16) {
+    const auto left = seen - key;
+    const auto mask = first_lanes(left);
+    const auto scaled = _mm512_fmsub_ps(_mm512_loadu_ps(scores + key), factor, top);
+    const auto weight = _mm512_maskz_mov_ps(mask, exponential(scaled));
+    sums = _mm512_add_ps(sums, weight);
+    store_bfloat16(weights + key, weight);
+  }
+  return _mm512_reduce_add_ps(sums);
+}
+
+/// `scale` is positive.
+void attend(const AttentionHead& head, float* scratch) {
+  const auto all_keys = round_up(head.num_keys, kBlock);
+  const auto width = round_up(head.head_size, kBlock);
+  float* scores = scratch;                           // [queries, all_keys]
+  float* outputs = scores + kQueries * all_keys;     // [queries, width]
+  auto* weights = reinterpret_cast<std::uint16_t*>(  // [queries, all_keys]
+      outputs + kQueries * width);
+  for (std::int64_t begin = 0; begin < head.num_queries; begin += kQueries) {
+    const auto left = head.num_queries - begin;
+    const auto queries = left < kQueries ? left : kQueries;
+    const auto last = head.is_causal ? head.first + begin + queries : head.num_keys;
+    const auto end = round_up(last < head.num_keys ? last : head.num_keys, kBlock);
+    for (std::int64_t key = 0; key < end; key += kBlock)
+      multiply_bfloat16(head.q + begin * head.q_stride, head.q_stride, queries,
+                        head.keys + key * head.head_size, head.head_size, scores + key, all_keys);
+    float sums[kQueries];
+    for (std::int64_t t = 0; t < queries; ++t) {
+      const auto seen = head.is_causal ? head.first + begin + t + 1 : head.num_keys;
+      sums[t] = soften(scores + t * all_keys, seen, end, head.scale, weights + t * all_keys);
+    }
+    const auto keys_packed = round_up(head.num_keys, 2);
+    const auto used = end < keys_packed ? end : keys_packed;
+    for (std::int64_t column = 0; column < width; column += kBlock)
+      multiply_bfloat16(weights, all_keys, queries, head.values + column * keys_packed, used,
+                        outputs + column, width);
+    for (std::int64_t t = 0; t < queries; ++t) {
+      const auto share = _mm512_set1_ps(1 / sums[t]);
+      auto* to = head.output + (begin + t) * head.output_stride;
+      for (std::int64_t e = 0; e < head.head_size; e += 16) {
+        const auto rest = head.head_size - e;
+        store_bfloat16(to + e, _mm512_mul_ps(_mm512_loadu_ps(outputs + t * width + e), share),
+                       first_lanes(rest));
+      }
+    }
+  }
+}
+
+float dot(const std::uint16_t* a, const std::uint16_t* b, std::int64_t size) {
+  auto sum = _mm512_setzero_ps();
+  std::int64_t i = 0;
+  for (; i + 32 <= size; i += 32)
+    sum = _mm512_dpbf16_ps(sum, pairs(load(a + i)), pairs(load(b + i)));
+  if (i < size) {
+    const auto mask = static_cast<__mmask32>((1u << (size - i)) - 1);
+    sum = _mm512_dpbf16_ps(sum, pairs(_mm512_maskz_loadu_epi16(mask, a + i)),
+                           pairs(_mm512_maskz_loadu_epi16(mask, b + i)));
+  }
+  return _mm512_reduce_add_ps(sum);
+}
+
+/// Keys are read once a head of the group, values too; they stay in the cache meanwhile.
+void attend_one(const OneQuery& query) {
+  const auto E = query.head_size, L = query.num_keys;
+  for (std::int64_t head = 0; head < query.num_heads; ++head) {
+    const auto* q = query.q + head * E;
+    float* weights = query.weights;
+    for (std::int64_t key = 0; key < L; ++key)
+      weights[key] = query.scale * dot(q, query.keys + key * E, E);
+    for (std::int64_t key = L; key < round_up(L, 16); ++key) weights[key] = -3.0e38F;
+    auto largest = _mm512_loadu_ps(weights);
+    for (std::int64_t key = 16; key < L; key += 16)
+      largest = _mm512_max_ps(largest, _mm512_loadu_ps(weights + key));
+    const auto top = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
+    auto sums = _mm512_setzero_ps();
+    for (std::int64_t key = 0; key < L; key += 16) {
+      const auto weight = exponential(_mm512_sub_ps(_mm512_loadu_ps(weights + key), top));
+      const auto left = L - key;
+      const auto mask = first_lanes(left);
+      sums = _mm512_mask_add_ps(sums, mask, sums, weight);
+      _mm512_storeu_ps(weights + key, weight);
+    }
+    const auto share = _mm512_set1_ps(1 / _mm512_reduce_add_ps(sums));
+    for (std::int64_t e = 0; e < E; e += 64) {
+      __m512 outputs[4];
+      __mmask16 masks[4];
+      for (int i = 0; i < 4; ++i) {
+        const auto left = E - e - 16 * i;
+        masks[i] = first_lanes(left);
+        outputs[i] = _mm512_setzero_ps();
+      }
+      for (std::int64_t key = 0; key < L; ++key) {
+        const auto weight = _mm512_set1_ps(weights[key]);
+        for (int i = 0; i < 4; ++i)
+          outputs[i] = _mm512_fmadd_ps(weight, widen(query.values + key * E + e + 16 * i, masks[i]),
+                                       outputs[i]);
+      }
+      for (int i = 0; i < 4; ++i)
+        store_bfloat16(query.output + head * E + e + 16 * i, _mm512_mul_ps(outputs[i], share),
+                       masks[i]);
+    }
+  }
+}
+
+// ── One row ─────────────────────────────────────────────────────────────────────────────────────
+
+void store_rows(const float* y, std::int64_t y_stride, std::int64_t rows, std::int64_t outputs,
+                const float* bias, std::uint16_t* to, std::int64_t to_stride) {
+  for (std::int64_t n = 0; n < outputs; n += 16) {
+    const auto mask = first_lanes(outputs - n);
+    const auto added = bias ? _mm512_maskz_loadu_ps(mask, bias + n) : _mm512_setzero_ps();
+    for (std::int64_t m = 0; m < rows; ++m)
+      store_bfloat16(to + m * to_stride + n,
+                     _mm512_add_ps(_mm512_loadu_ps(y + m * y_stride + n), added), mask);
+  }
+}
+
+/// A result of an operation on bfloat16 numbers, as floats.
+__m512 rounded(__m512 x) {
+  const auto bits = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+void rms_norm(const std::uint16_t* x, const std::uint16_t* weight, std::int64_t width, float eps,
+              std::uint16_t* y) {
+  auto squares = _mm512_setzero_ps();
+  for (std::int64_t i = 0; i < width; i += 16) {
+    const auto v = widen(x + i, first_lanes(width - i));
+    squares = _mm512_fmadd_ps(v, v, squares);
+  }
+  const float mean = _mm512_reduce_add_ps(squares) / static_cast<float>(width);
+  const auto scale = _mm512_set1_ps(1 / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(mean + eps))));
+  for (std::int64_t i = 0; i < width; i += 16) {
+    const auto mask = first_lanes(width - i);
+    const auto normed = rounded(_mm512_mul_ps(widen(x + i, mask), scale));
+    store_bfloat16(y + i, _mm512_mul_ps(widen(weight + i, mask), normed), mask);
+  }
+}
+
+/// 1 / (1 + e^-x), by the exponential of a number that is not positive.
+__m512 sigmoid(__m512 x) {
+  const auto one = _mm512_set1_ps(1);
+  const auto power = exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
+  const auto small = _mm512_div_ps(power, _mm512_add_ps(one, power));  // of -|x|
+  const auto negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+  return _mm512_mask_mov_ps(_mm512_sub_ps(one, small), negative, small);
+}
+
+void swiglu(const std::uint16_t* gate, const std::uint16_t* up, std::int64_t n, std::uint16_t* y) {
+  for (std::int64_t i = 0; i < n; i += 16) {
+    const auto mask = first_lanes(n - i);
+    const auto g = widen(gate + i, mask);
+    const auto silu = rounded(_mm512_mul_ps(g, sigmoid(g)));
+    store_bfloat16(y + i, _mm512_mul_ps(silu, widen(up + i, mask)), mask);
+  }
+}
+
+void quick_gelu(const std::uint16_t* x, std::int64_t n, std::uint16_t* y) {
+  for (std::int64_t i = 0; i < n; i += 16) {
+    const auto mask = first_lanes(n - i);
+    const auto v = widen(x + i, mask);
+    const auto share = rounded(sigmoid(rounded(_mm512_mul_ps(v, _mm512_set1_ps(1.702F)))));
+    store_bfloat16(y + i, _mm512_mul_ps(v, share), mask);
+  }
+}
+
+void rotate(const std::uint16_t* x, const std::uint16_t* cos, const std::uint16_t* sin,
+            std::int64_t half, std::uint16_t* y) {
+  for (std::int64_t i = 0; i < half; i += 16) {
+    const auto mask = first_lanes(half - i);
+    const auto a = widen(x + i, mask), b = widen(x + half + i, mask);
+    const auto c = widen(cos + i, mask), s = widen(sin + i, mask);
+    store_bfloat16(y + i, _mm512_sub_ps(rounded(_mm512_mul_ps(a, c)), rounded(_mm512_mul_ps(b, s))),
+                   mask);
+    store_bfloat16(y + half + i,
+                   _mm512_add_ps(rounded(_mm512_mul_ps(b, c)), rounded(_mm512_mul_ps(a, s))), mask);
+  }
+}
+
+}  // namespace
+
+const Kernels* avx512_kernels() {
+  static const Kernels kernels{"avx512",          multiply_bfloat16,
+                               multiply_bytes<8>, multiply_bytes<4>,
+                               quantize_row,      pack_rows,
+                               pack_int8,         pack_int4,
+                               pack_columns,      attend,
+                               attend_one,        store_rows,
+                               rms_norm,          swiglu,
+                               quick_gelu,        rotate};
+  const bool has = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
+                   __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  return has ? &kernels : nullptr;
+}
+
+}  // namespace llava::nn::cpu
+
+#else
+
+namespace llava::nn::cpu {
+const Kernels* avx512_kernels() { return nullptr; }
+}  // namespace llava::nn::cpu
+
+#endif

@@ -1,0 +1,270 @@
+#include "llava/nn/packed.h"
+
+#include "llava/base/check.h"
+#include "llava/nn/linear.h"
+
+#include "cpu_kernels.h"
+#include "cpu_rows.h"
+
+#include <ATen/Parallel.h>
+#include <sys/mman.h>
+
+#include <cstring>
+
+namespace llava::nn {
+namespace {
+
+using torch::Tensor;
+
+constexpr std::int64_t kWorthAThread = 1 << 18;  // multiplications
+constexpr std::int64_t kRowsAtOnce = 96;         // rows of x whose outputs wait in the cache
+
+std::int64_t bytes_of_block(Packing packing, std::int64_t inputs) {
+  switch (packing) {
+    case Packing::bfloat16: return cpu::kBlock * inputs * 2;
+    case Packing::int8: return inputs / cpu::kGroup * cpu::kInt8GroupBytes;
+    case Packing::int4: return inputs / cpu::kGroup * cpu::kInt4GroupBytes;
+  }
+  return 0;
+}
+
+/// Memory in huge pages where the system has them, since a weight is read from end to end.
+Tensor huge_bytes(std::int64_t count) {
+  auto bytes = torch::empty({count}, torch::kUInt8);
+  constexpr std::uintptr_t kPage = 4096;
+  const auto begin =
+      (reinterpret_cast<std::uintptr_t>(bytes.data_ptr()) + kPage - 1) & ~(kPage - 1);
+  const auto end = reinterpret_cast<std::uintptr_t>(bytes.data_ptr()) + count;
+  if (end > begin + (1 << 21)) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  return bytes;
+}
+
+/// Room that a thread keeps for its next call.
+template <class T>
+T* scratch(std::size_t count) {
+  static thread_local std::vector<T> room;
+  if (room.size() < count) room.resize(count);
+  return room.data();
+}
+
+/// Inputs as bytes, quantised once for all weights.
+struct Bytes {
+  explicit Bytes(const Tensor& x)
+      : values(torch::empty(x.sizes(), torch::kInt8)),
+        scales(torch::empty({x.size(0), x.size(1) / cpu::kGroup}, torch::kFloat32)),
+        sums(torch::empty({x.size(0), x.size(1) / cpu::kGroup}, torch::kInt32)) {
+    const auto wide = x.to(torch::kFloat32);
+    const auto K = x.size(1), groups = K / cpu::kGroup;
+    const auto* from = wide.const_data_ptr<float>();
+    at::parallel_for(0, x.size(0), 16, [&](std::int64_t begin, std::int64_t end) {
+      for (auto t = begin; t < end; ++t)
+        cpu::kernels().quantize_row(from + t * K, K, values.data_ptr<std::int8_t>() + t * K,
+                                    scales.data_ptr<float>() + t * groups,
+                                    sums.data_ptr<std::int32_t>() + t * groups);
+    });
+  }
+  cpu::ByteRows rows(std::int64_t first) const {
+    const auto K = values.size(1), groups = scales.size(1);
+    return {values.const_data_ptr<std::int8_t>() + first * K,
+            scales.const_data_ptr<float>() + first * groups,
+            sums.const_data_ptr<std::int32_t>() + first * groups};
+  }
+  Tensor values, scales, sums;
+};
+
+/// A block's outputs to where they belong in y [T, N].
+void store(const float* tile, std::int64_t rows, const float* bias, std::int64_t column,
+           std::int64_t row, const Tensor& y) {
+  const auto N = y.size(1);
+  const auto count = std::min(cpu::kBlock, N - column);
+  const float* added = bias ? bias + column : nullptr;
+  if (y.scalar_type() == torch::kBFloat16) {
+    cpu::kernels().store_bfloat16(tile, cpu::kBlock, rows, count, added,
+                                  mutable_bfloat16_bits(y) + row * N + column, N);
+    return;
+  }
+  for (std::int64_t m = 0; m < rows; ++m) {
+    auto* to = y.data_ptr<float>() + (row + m) * N + column;
+    for (std::int64_t n = 0; n < count; ++n)
+      to[n] = tile[m * cpu::kBlock + n] + (added ? added[n] : 0);
+  }
+}
+
+struct FrozenProduct : torch::autograd::Function<FrozenProduct> {
+  struct Kept : torch::CustomClassHolder {
+    std::shared_ptr<const PackedWeight> weight;
+  };
+  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x,
+                        const std::shared_ptr<const PackedWeight>& weight) {
+    auto kept = c10::make_intrusive<Kept>();
+    kept->weight = weight;
+    context->saved_data["weight"] = c10::IValue::make_capsule(std::move(kept));
+    return torch::linear(x, weight->unpack(x.scalar_type()));
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list grads) {
+    const auto capsule = context->saved_data["weight"].toCapsule();
+    const auto& weight = static_cast<const Kept&>(*capsule).weight;
+    return {torch::matmul(grads[0], weight->unpack(grads[0].scalar_type())), Tensor()};
+  }
+};
+
+}  // namespace
+
+PackedWeight::PackedWeight(const torch::Tensor& weight, Packing packing)
+    : packing_(packing), outputs_(weight.size(0)), inputs_(weight.size(1)) {
+  expect(can_pack(inputs_, packing), Fault::usage, "a weight of ", inputs_,
+         " inputs cannot be packed");
+  bytes_ = huge_bytes(num_blocks() * block_bytes());
+  const bool is_bfloat16 = packing == Packing::bfloat16;
+  const auto type = is_bfloat16 ? torch::kBFloat16 : torch::kFloat32;
+  const auto original = weight.to(torch::kCPU);
+  const auto& kernels = cpu::kernels();
+  at::parallel_for(0, num_blocks(), 1, [&](std::int64_t begin, std::int64_t end) {
+    for (auto i = begin; i < end; ++i) {
+      const auto rows = std::min(cpu::kBlock, outputs_ - i * cpu::kBlock);
+      const auto part = original.narrow(0, i * cpu::kBlock, rows).to(type).contiguous();
+      auto* to = bytes_.data_ptr<std::uint8_t>() + i * block_bytes();
+      if (is_bfloat16) {
+        kernels.pack_rows(bfloat16_bits(part), inputs_, rows, inputs_,
+                          reinterpret_cast<std::uint16_t*>(to));
+      } else {
+        (packing == Packing::int8 ? kernels.pack_int8 : kernels.pack_int4)(
+            part.const_data_ptr<float>(), inputs_, rows, inputs_, to);
+      }
+    }
+  });
+  bytes_ = bytes_.to(weight.device());
+}
+
+std::int64_t PackedWeight::num_blocks() const {
+  return cpu::round_up(outputs_, cpu::kBlock) / cpu::kBlock;
+}
+std::int64_t PackedWeight::block_bytes() const { return bytes_of_block(packing_, inputs_); }
+const std::uint8_t* PackedWeight::block(std::int64_t i) const {
+  return bytes_.const_data_ptr<std::uint8_t>() + i * block_bytes();
+}
+
+torch::Tensor PackedWeight::unpack(torch::ScalarType type) const {
+  using torch::indexing::Slice;
+  const auto blocks = num_blocks(), groups = inputs_ / cpu::kGroup;
+  Tensor weight;  // [blocks, 64, inputs]
+  if (packing_ == Packing::bfloat16) {
+    weight = bytes_.view(torch::kBFloat16)
+                 .view({blocks, inputs_ / 2, cpu::kBlock, 2})
+                 .transpose(1, 2)
+                 .reshape({blocks * cpu::kBlock, inputs_})
+                 .to(type);
+  } else {
+    const auto all = bytes_.view({blocks, groups, -1});
+    const auto scales = all.slice(2, 0, 2 * cpu::kBlock)
+                            .contiguous()
+                            .view(torch::kBFloat16)
+                            .to(torch::kFloat32)
+                            .transpose(1, 2)
+                            .unsqueeze(-1);  // [blocks, 64, groups, 1]
+    auto values = all.slice(2, 2 * cpu::kBlock)
+                      .reshape({blocks, groups, -1, cpu::kBlock, 4})
+                      .permute({0, 3, 1, 2, 4})
+                      .reshape({blocks, cpu::kBlock, groups, -1});  // bytes of each group
+    if (packing_ == Packing::int4)
+      values = torch::cat({values.bitwise_and(15), values.bitwise_right_shift(4)}, -1);
+    const double added = packing_ == Packing::int8 ? 128 : 8;
+    weight = ((values.to(torch::kFloat32) - added) * scales)
+                 .reshape({blocks * cpu::kBlock, inputs_})
+                 .to(type);
+  }
+  return weight.slice(0, 0, outputs_);
+}
+
+bool can_pack(std::int64_t inputs, Packing packing) {
+  return inputs > 0 && inputs % (packing == Packing::bfloat16 ? 2 : cpu::kGroup) == 0;
+}
+
+bool prefers_packed_bfloat16() { return cpu::avx512_kernels() != nullptr; }
+
+std::vector<torch::Tensor> multiply(const torch::Tensor& x,
+                                    const std::vector<const PackedWeight*>& weights,
+                                    const std::vector<torch::Tensor>& biases) {
+  if (!x.is_cpu()) {
+    std::vector<Tensor> outputs;
+    for (std::size_t i = 0; i < weights.size(); ++i)
+      outputs.push_back(torch::linear(x, weights[i]->unpack(x.scalar_type()), biases[i]));
+    return outputs;
+  }
+  const auto packing = weights.at(0)->packing();
+  const auto T = x.numel() / x.size(-1), K = x.size(-1);
+  const auto type = x.scalar_type() == torch::kBFloat16 ? torch::kBFloat16 : torch::kFloat32;
+  auto flat = x.reshape({T, K}).contiguous();
+  std::optional<Bytes> bytes;
+  if (packing == Packing::bfloat16) {
+    flat = flat.to(torch::kBFloat16);
+  } else {
+    bytes.emplace(flat);
+  }
+
+  struct Job {
+    const PackedWeight* weight;
+    std::int64_t block;
+    Tensor y;  // [T, N]
+    const float* bias;
+  };
+  std::vector<Tensor> outputs, wide_biases;
+  std::vector<Job> jobs;
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    outputs.push_back(torch::empty({T, weights[i]->outputs()}, x.options().dtype(type)));
+    wide_biases.push_back(biases[i].defined() ? biases[i].to(torch::kFloat32) : Tensor());
+    const float* bias = biases[i].defined() ? wide_biases[i].const_data_ptr<float>() : nullptr;
+    for (std::int64_t block = 0; block < weights[i]->num_blocks(); ++block)
+      jobs.push_back({weights[i], block, outputs[i], bias});
+  }
+  const auto& kernels = cpu::kernels();
+  const auto grain = std::max<std::int64_t>(1, kWorthAThread / (cpu::kBlock * K * T));
+  at::parallel_for(
+      0, static_cast<std::int64_t>(jobs.size()), grain, [&](std::int64_t begin, std::int64_t end) {
+        auto* tile = scratch<float>(kRowsAtOnce * cpu::kBlock);
+        for (auto i = begin; i < end; ++i) {
+          const auto& [weight, block, y, bias] = jobs[static_cast<std::size_t>(i)];
+          const auto* from = weight->block(block);
+          for (std::int64_t row = 0; row < T; row += kRowsAtOnce) {
+            const auto rows = std::min(kRowsAtOnce, T - row);
+            if (packing == Packing::bfloat16) {
+              kernels.multiply_bfloat16(bfloat16_bits(flat) + row * K, K, rows,
+                                        reinterpret_cast<const std::uint16_t*>(from), K, tile,
+                                        cpu::kBlock);
+            } else {
+              const auto multiply_bytes =
+                  packing == Packing::int8 ? kernels.multiply_int8 : kernels.multiply_int4;
+              multiply_bytes(bytes->rows(row), rows, from, K, tile, cpu::kBlock);
+            }
+            store(tile, rows, bias, block * cpu::kBlock, row, y);
+          }
+        }
+      });
+  auto shape = x.sizes().vec();
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    shape.back() = weights[i]->outputs();
+    outputs[i] = outputs[i].view(shape).to(x.scalar_type());
+  }
+  return outputs;
+}
+
+torch::Tensor multiply_frozen(const torch::Tensor& x,
+                              const std::shared_ptr<const PackedWeight>& weight) {
+  return FrozenProduct::apply(x, weight);
+}
+
+std::int64_t pack_linears(torch::nn::Module& module, Packing packing) {
+  torch::NoGradGuard no_grad;
+  std::int64_t count = 0;
+  module.apply([&](const std::string& name, torch::nn::Module& part) {
+    auto* linear = part.as<LinearImpl>();
+    if (!linear || linear->packed || name.find("lora_") != name.npos) return;
+    if (!can_pack(linear->in(), packing)) return;
+    count += linear->weight.numel();
+    linear->pack(packing);
+  });
+  return count;
+}
+
+}  // namespace llava::nn

@@ -1,0 +1,217 @@
+// Packed weights and CPU kernels against plain LibTorch in float64, and the fast kernels against
+// the plain ones.
+#include "../src/nn/cpu_kernels.h"
+#include "llava/nn/attention.h"
+#include "llava/nn/linear.h"
+#include "support/expect_error.h"
+
+#include <gmock/gmock.h>
+
+namespace llava::nn {
+namespace {
+
+using torch::Tensor;
+
+double relative_error(const Tensor& found, const Tensor& expected) {
+  const auto a = found.to(torch::kFloat64), b = expected.to(torch::kFloat64);
+  return ((a - b).norm() / b.norm()).item<double>();
+}
+
+Tensor random(at::IntArrayRef sizes, torch::ScalarType type = torch::kFloat32) {
+  return torch::randn(sizes).to(type);
+}
+
+TEST(Packed, UnpackGivesBfloat16BackAndQuantisedWeightsNearly) {
+  torch::manual_seed(1);
+  for (const std::int64_t outputs : {1, 63, 64, 200}) {
+    const auto weight = random({outputs, 96}, torch::kBFloat16);
+    const auto same = PackedWeight(weight, Packing::bfloat16).unpack(torch::kBFloat16);
+    EXPECT_TRUE(torch::equal(same, weight));
+    EXPECT_LT(relative_error(PackedWeight(weight, Packing::int8).unpack(torch::kFloat32), weight),
+              0.007);
+    EXPECT_LT(relative_error(PackedWeight(weight, Packing::int4).unpack(torch::kFloat32), weight),
+              0.09);
+  }
+}
+
+TEST(Packed, ProductsAreThoseOfTheUnpackedWeight) {
+  torch::manual_seed(2);
+  torch::NoGradGuard no_grad;
+  const auto bias = random({200});
+  for (const auto packing : {Packing::bfloat16, Packing::int8, Packing::int4})
+    for (const std::int64_t rows : {1, 2, 5, 7, 100}) {
+      const auto x = random({rows, 96}, torch::kBFloat16);
+      const PackedWeight weight(random({200, 96}), packing);
+      const auto exact = torch::linear(x.to(torch::kFloat64), weight.unpack(torch::kFloat64),
+                                       bias.to(torch::kFloat64));
+      const double bound =
+          packing == Packing::bfloat16 ? 0.003 : 0.008;  // x becomes bytes, y bfloat16
+      EXPECT_LT(relative_error(multiply(x, {&weight}, {bias})[0], exact), bound);
+      const auto wide = multiply(x.to(torch::kFloat32), {&weight}, {bias})[0];
+      EXPECT_EQ(wide.scalar_type(), torch::kFloat32);
+      EXPECT_LT(relative_error(wide, exact), packing == Packing::bfloat16 ? 1e-6 : 0.007);
+    }
+}
+
+TEST(Packed, RowsDoNotDependOnTheirNeighbours) {
+  torch::manual_seed(3);
+  torch::NoGradGuard no_grad;
+  const auto x = random({101, 128}, torch::kBFloat16);
+  for (const auto packing : {Packing::bfloat16, Packing::int8, Packing::int4}) {
+    const PackedWeight weight(random({100, 128}), packing), other(random({64, 128}), packing);
+    const auto all = multiply(x, {&weight, &other}, {Tensor(), Tensor()});
+    for (std::int64_t row = 0; row < 101; row += 10)
+      EXPECT_TRUE(torch::equal(multiply(x.slice(0, row, row + 1), {&weight}, {Tensor()})[0][0],
+                               all[0][row]));
+  }
+}
+
+TEST(Packed, LinearGivesItsMemoryBackAndStillLearnsThroughItself) {
+  torch::manual_seed(4);
+  Linear linear(64, 32, /*with_bias=*/true, torch::TensorOptions(torch::kFloat32));
+  {
+    torch::NoGradGuard no_grad;
+    linear->weight.normal_();
+    linear->bias.normal_();
+  }
+  linear->weight.requires_grad_(false);
+  pack_linears(*linear, Packing::int4);
+  EXPECT_TRUE(linear->weight.is_meta());
+  const auto x = random({5, 64}).requires_grad_();
+  linear(x).sum().backward();
+  const auto weight = linear->packed->unpack(torch::kFloat32);
+  EXPECT_TRUE(torch::allclose(x.grad(), weight.sum(0).expand({5, 64}), 1e-5, 1e-5));
+  EXPECT_TRUE(torch::allclose(linear(x), torch::linear(x, weight, linear->bias), 1e-5, 1e-5));
+}
+
+TEST(Packed, InputsThatGroupsDoNotDivideAreLeftAlone) {
+  EXPECT_TRUE(can_pack(96, Packing::int4));
+  EXPECT_FALSE(can_pack(100, Packing::int4));
+  EXPECT_FALSE(can_pack(33, Packing::bfloat16));
+  EXPECT_THAT(support::error_of(Fault::usage,
+                                [] {
+                                  PackedWeight(torch::ones({2, 100}), Packing::int8);
+                                }),
+              testing::HasSubstr("100 inputs"));
+}
+
+// ── Fast kernels against plain ones; on a CPU without AVX-512 there is nothing to compare ───────
+
+std::vector<std::uint16_t> bits(const Tensor& x) {
+  const auto flat = x.to(torch::kBFloat16).contiguous();
+  const auto* from = reinterpret_cast<const std::uint16_t*>(flat.const_data_ptr<at::BFloat16>());
+  return {from, from + flat.numel()};
+}
+
+Tensor tensor_of(const std::vector<std::uint16_t>& bits) {
+  auto copy = bits;
+  return torch::from_blob(copy.data(), {static_cast<std::int64_t>(bits.size())}, torch::kBFloat16)
+      .clone();
+}
+
+class Fast : public testing::Test {
+ protected:
+  void SetUp() override {
+    torch::manual_seed(5);
+    if (!cpu::avx512_kernels()) GTEST_SKIP() << "this CPU has no AVX512-BF16";
+  }
+  const cpu::Kernels& plain() { return cpu::plain_kernels(); }
+  const cpu::Kernels& fast() { return *cpu::avx512_kernels(); }
+};
+
+TEST_F(Fast, ByteProductsAndPackingAreThePlainOnes) {
+  const std::int64_t K = 160, rows = 7, outputs = 50;
+  const auto weight = random({outputs, K}), x = random({rows, K});
+  for (const bool is_int8 : {true, false}) {
+    std::vector<std::uint8_t> blocks[2];
+    std::vector<float> results[2];
+    for (int i = 0; i < 2; ++i) {
+      const auto& kernels = i == 0 ? plain() : fast();
+      blocks[i].resize(static_cast<std::size_t>(K / cpu::kGroup * cpu::kInt8GroupBytes));
+      (is_int8 ? kernels.pack_int8 : kernels.pack_int4)(weight.const_data_ptr<float>(), K, outputs,
+                                                        K, blocks[i].data());
+      std::vector<std::int8_t> values(static_cast<std::size_t>(rows * K));
+      std::vector<float> scales(values.size() / cpu::kGroup);
+      std::vector<std::int32_t> sums(scales.size());
+      for (std::int64_t row = 0; row < rows; ++row)
+        kernels.quantize_row(x.const_data_ptr<float>() + row * K, K, values.data() + row * K,
+                             scales.data() + row * K / cpu::kGroup,
+                             sums.data() + row * K / cpu::kGroup);
+      results[i].resize(static_cast<std::size_t>(rows * cpu::kBlock));
+      (is_int8 ? kernels.multiply_int8 : kernels.multiply_int4)(
+          {values.data(), scales.data(), sums.data()}, rows, blocks[i].data(), K, results[i].data(),
+          cpu::kBlock);
+    }
+    EXPECT_EQ(blocks[0], blocks[1]);
+    for (std::size_t i = 0; i < results[0].size(); ++i)
+      EXPECT_NEAR(results[0][i], results[1][i], 1e-4 * (1 + std::abs(results[0][i])));
+  }
+}
+
+TEST_F(Fast, RowFunctionsAreLibTorchs) {
+  const std::int64_t n = 150;  // not a whole number of vectors
+  const auto x = random({n}, torch::kBFloat16), y = random({n}, torch::kBFloat16);
+  std::vector<std::uint16_t> found(n), other(n);
+  const auto near = [&](const Tensor& expected) {
+    EXPECT_TRUE(torch::allclose(tensor_of(found).to(torch::kFloat32), expected.to(torch::kFloat32),
+                                0.008, 1e-6));
+    EXPECT_TRUE(torch::allclose(tensor_of(other).to(torch::kFloat32), expected.to(torch::kFloat32),
+                                0.008, 1e-6));
+  };
+  fast().swiglu(bits(x).data(), bits(y).data(), n, found.data());
+  plain().swiglu(bits(x).data(), bits(y).data(), n, other.data());
+  near(torch::silu(x) * y);
+  fast().quick_gelu(bits(x).data(), n, found.data());
+  plain().quick_gelu(bits(x).data(), n, other.data());
+  near(x * torch::sigmoid(1.702 * x));
+  fast().rms_norm(bits(x).data(), bits(y).data(), n, 1e-5F, found.data());
+  plain().rms_norm(bits(x).data(), bits(y).data(), n, 1e-5F, other.data());
+  const auto wide = x.to(torch::kFloat32);
+  near(y * (wide * (wide.square().mean() + 1e-5).rsqrt()).to(torch::kBFloat16));
+  const auto half = n / 2;
+  const auto cos = random({half}, torch::kBFloat16), sin = random({half}, torch::kBFloat16);
+  fast().rotate(bits(x).data(), bits(cos).data(), bits(sin).data(), half, found.data());
+  plain().rotate(bits(x).data(), bits(cos).data(), bits(sin).data(), half, other.data());
+  EXPECT_EQ(found, other);
+  near(torch::cat({x.slice(0, 0, half) * cos - x.slice(0, half) * sin,
+                   x.slice(0, half) * cos + x.slice(0, 0, half) * sin}));
+}
+
+TEST_F(Fast, AttentionIsLibTorchsInFloat64) {
+  torch::NoGradGuard no_grad;
+  struct Case {
+    std::int64_t heads, kv_heads, size, first, length;
+  };
+  for (const auto& [H, K, E, first, T] : {Case{4, 4, 64, 0, 130},
+                                          {4, 2, 64, 0, 49},
+                                          {6, 3, 80, 70, 13},
+                                          {2, 1, 128, 200, 1},
+                                          {2, 2, 32, 0, 1},
+                                          {8, 2, 16, 5, 1}}) {
+    const auto L = first + T;
+    KvCache cache(1, K, E, L, torch::TensorOptions(torch::kBFloat16));
+    const auto q = random({L, H, E}, torch::kBFloat16), k = random({L, K, E}, torch::kBFloat16),
+               v = random({L, K, E}, torch::kBFloat16);
+    if (first > 0) {
+      cache.append(0, k.slice(0, 0, first).transpose(0, 1), v.slice(0, 0, first).transpose(0, 1));
+      cache.advance(first);
+    }
+    const auto fast = attention(q.slice(0, first), k.slice(0, first), v.slice(0, first),
+                                Rows({0, T}, {&cache}, torch::kCPU), 0);
+    const auto wide = [](const Tensor& x) { return x.to(torch::kFloat64); };
+    const auto exact = attention(wide(q), wide(k), wide(v), Rows({0, L}, {}, torch::kCPU), 0);
+    EXPECT_LT(relative_error(fast, exact.slice(0, first)), 0.006) << H << " " << E << " " << T;
+    if (first > 0) continue;
+    const auto seen = full_attention(q.transpose(0, 1).unsqueeze(0),
+                                     k.repeat_interleave(H / K, 1).transpose(0, 1).unsqueeze(0),
+                                     v.repeat_interleave(H / K, 1).transpose(0, 1).unsqueeze(0));
+    const auto all =
+        full_attention(wide(q.transpose(0, 1).unsqueeze(0)),
+                       wide(k.repeat_interleave(H / K, 1).transpose(0, 1).unsqueeze(0)),
+                       wide(v.repeat_interleave(H / K, 1).transpose(0, 1).unsqueeze(0)));
+    EXPECT_LT(relative_error(seen, all), 0.006);
+  }
+}
+
+}  // namespace
+}  // namespace llava::nn
