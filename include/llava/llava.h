@@ -24,6 +24,7 @@ struct ChatOptions {
   double repeat_penalty = 1;
   std::int64_t max_new_tokens = 512;  // of one answer
   std::int64_t context = 0;           // tokens of the whole conversation; 0: the model's limit
+  std::int64_t bits = 16;             // of the decoder's weights: 16 (as dtype), 8 or 4
   std::int64_t threads = 0;           // on a CPU; 0: all cores
   std::uint64_t seed = 42;
 };

@@ -19,7 +19,7 @@ struct BenchConfig {
   std::string model, model_base, vision_tower, shape = "tiny";
   std::string what = "vision,prefill,decode,train";
   std::vector<std::int64_t> batch{1};
-  std::int64_t prompt_tokens = 0, text_tokens = 64, repetitions = 5;
+  std::int64_t prompt_tokens = 0, text_tokens = 64, repetitions = 5, bits = 16;
   std::string compare;
   train::StageConfig stage;
 
@@ -35,6 +35,7 @@ struct BenchConfig {
     field("batch", batch, "images, prompts or rows at once; several: 1,4,8");
     field("prompt_tokens", prompt_tokens, "tokens of a prompt; 0: one image and text_tokens");
     field("text_tokens", text_tokens, "text tokens of a prompt beside its image");
+    field("bits", bits, "bits of the decoder's weights: 16 (as dtype says), 8 or 4");
     field("repetitions", repetitions, "times that everything is measured, in turn");
     field("compare", compare, "output of an earlier `bench --json` to compare with");
     stage.fields(field);
@@ -102,6 +103,9 @@ double bytes_of(const torch::nn::Module& module) {
   double bytes = 0;
   for (const auto& parameter : module.parameters())
     bytes += static_cast<double>(parameter.nbytes());
+  for (const auto& part : module.modules())
+    if (const auto* linear = part->as<nn::LinearImpl>(); linear && linear->packed)
+      bytes += static_cast<double>(linear->packed->bytes());
   return bytes;
 }
 
@@ -177,8 +181,9 @@ double decode_bytes(model::Llava& model, std::int64_t rows, std::int64_t tokens)
   const double cache = 2.0 * static_cast<double>(rows * tokens * text.num_hidden_layers *
                                                  text.num_key_value_heads * text.head_dim);
   const auto size = static_cast<double>(model->llama->embed_tokens->weight.element_size());
-  return bytes_of(*model->llama->layers) + static_cast<double>(model->head_weight().nbytes()) +
-         cache * size;
+  const double head = model->lm_head ? bytes_of(*model->lm_head)
+                                     : static_cast<double>(model->head_weight().nbytes());
+  return bytes_of(*model->llama->layers) + head + cache * size;
 }
 
 using Caches = std::shared_ptr<std::vector<nn::KvCache>>;
@@ -354,6 +359,10 @@ int bench(const std::vector<std::string>& words) {
   const Json earlier = config.compare.empty() ? Json() : read_json(config.compare);
   nn::set_threads(args.common().threads);
   auto model = make_model(config, args.common());
+  const bool trains = std::find(parts.begin(), parts.end(), "train") != parts.end();
+  expect(!trains || config.bits == 16, Fault::usage, "--bits ", config.bits,
+         " is for answers: leave train out of --what");
+  if (!trains) generate::pack_for_answers(model, config.bits);
 
   std::vector<Task> tasks;
   add_limits(tasks, model);

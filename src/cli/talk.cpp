@@ -35,7 +35,8 @@ generate::Assistant load_assistant(TalkConfig& config, const Args& args) {
                                             .vision_tower = config.vision_tower},
                                    .conv_mode = config.conv_mode,
                                    .context = config.context,
-                                   .image = config.image.options()});
+                                   .image = config.image.options(),
+                                   .bits = config.bits});
 }
 
 std::string timings_line(const generate::Timings& timings,

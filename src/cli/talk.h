@@ -12,7 +12,7 @@ namespace llava::cli {
 struct TalkConfig {
   std::string model, model_base, vision_tower, conv_mode;
   std::optional<std::string> system;
-  std::int64_t context = 0;
+  std::int64_t context = 0, bits = 16;
   media::ImageFlags image;
   generate::GenerateConfig generate;
 
@@ -26,6 +26,7 @@ struct TalkConfig {
           "chat template (vicuna_v1, llava_v0 ...); empty: the model's own");
     field("system", system, "system text instead of the template's");
     field("context", context, "tokens of prompt, pictures and answer; 0: what the model allows");
+    field("bits", bits, "bits of the decoder's weights: 16 (as dtype says), 8 or 4");
     image.fields(field);
     generate.fields(field);
   }

@@ -98,6 +98,24 @@ Assistant::Assistant(model::Llava loaded, text::Tokenizer words, const std::stri
   model->eval();
 }
 
+bool pack_for_answers(model::Llava& model, std::int64_t bits) {
+  expect(bits == 16 || bits == 8 || bits == 4, Fault::usage, "bits must be 16, 8 or 4, got ", bits);
+  const auto& weight = model->llama->embed_tokens->weight;
+  if (bits < 16) {
+    nn::pack_linears(*model->llama, bits == 8 ? nn::Packing::int8 : nn::Packing::int4);
+    if (model->lm_head) nn::pack_linears(*model->lm_head, nn::Packing::int8);
+  }
+  if (weight.is_cpu() && weight.scalar_type() == torch::kBFloat16 && nn::prefers_packed_bfloat16())
+    nn::pack_linears(*model, nn::Packing::bfloat16);
+  bool all = weight.is_cpu() && model->lm_head;
+  model->apply([&](const std::string& name, torch::nn::Module& part) {
+    const auto* linear = part.as<nn::LinearImpl>();
+    if (linear && name.find("vision") == name.npos && name.find("projector") == name.npos)
+      all = all && linear->packed && !linear->has_lora();
+  });
+  return all;
+}
+
 std::optional<torch::ScalarType> auto_dtype(const std::string& torch_dtype, torch::Device device) {
   const bool half = torch_dtype == "float16" || torch_dtype == "bfloat16";
   if (!half || !device.is_cpu()) return {};
@@ -116,10 +134,12 @@ Assistant load_assistant(const std::string& folder, const AssistantOptions& opti
     loaded = {};
     loaded = model::load_pretrained(folder, load);
   }
+  const bool rows_are_independent = pack_for_answers(loaded.model, options.bits);
   const auto& words = loaded.tokenizer_folder;
   Assistant assistant(loaded.model, text::Tokenizer::load(words),
                       model::choose_template(loaded.model->config, words, options.conv_mode));
   assistant.image = options.image;
+  assistant.rows_are_independent = rows_are_independent;
   assistant.name = model_name(folder);
   if (options.context > assistant.context)
     log::warn("the model was made for ", assistant.context, " tokens; a context of ",

@@ -154,6 +154,7 @@ struct Chat::State {
     assistant.load.dtype = nn::choose_dtype(options.dtype);
     assistant.load.model_base = options.model_base;
     assistant.conv_mode = options.conv_mode;
+    assistant.bits = options.bits;
     assistant.context = options.context;
     return generate::load_assistant(folder, assistant);
   }

@@ -119,7 +119,7 @@ void prefill(Assistant& assistant, Row& row, const torch::Tensor& embeds,
 void decode(Assistant& assistant, const std::vector<Row*>& rows,
             const std::vector<std::int64_t>& ids, Batching batching) {
   torch::NoGradGuard no_grad;
-  if (batching == Batching::exact && rows.size() > 1) {
+  if (batching == Batching::exact && rows.size() > 1 && !assistant.rows_are_independent) {
     for (std::size_t i = 0; i < rows.size(); ++i) decode(assistant, {rows[i]}, {ids[i]}, batching);
     return;
   }

@@ -168,10 +168,24 @@ TEST(Generator, NeighboursInTheBatchAreInvisible) {
 TEST(Generator, ExactBatchesGiveTheSameBitsInEveryDtype) {
   auto config = wordy_config();
   config.text.hidden_size = 256;
-  config.text.intermediate_size = 688;
+  config.text.intermediate_size = 704;
   config.text.head_dim = 64;
-  for (const auto dtype : {torch::kFloat32, torch::kBFloat16}) {
-    auto assistant = make_assistant(test::tiny_model(config, 3, dtype));
+  struct Case {
+    torch::ScalarType dtype;
+    std::int64_t bits;  // 0: not packed
+  };
+  for (const auto& [dtype, bits] : {Case{torch::kFloat32, 0},
+                                    {torch::kBFloat16, 0},
+                                    {torch::kBFloat16, 16},
+                                    {torch::kBFloat16, 8},
+                                    {torch::kFloat32, 4}}) {
+    auto model = test::tiny_model(config, 3, dtype);
+    const bool rows_are_independent = bits > 0 && pack_for_answers(model, bits);
+    if (bits == 8 || bits == 4) {
+      EXPECT_TRUE(rows_are_independent);
+    }
+    auto assistant = make_assistant(model);
+    assistant.rows_are_independent = rows_are_independent;
     const auto prompts = mixed_prompts(assistant);
     std::vector<Row> rows, alone;
     std::vector<Row*> all;
@@ -185,10 +199,38 @@ TEST(Generator, ExactBatchesGiveTheSameBitsInEveryDtype) {
       decode(assistant, all, {5, 6, 7, 8, 9}, Batching::exact);
       for (std::size_t i = 0; i < rows.size(); ++i) {
         decode(assistant, {&alone[i]}, {static_cast<std::int64_t>(5 + i)}, Batching::exact);
-        EXPECT_TRUE(torch::equal(rows[i].logits, alone[i].logits)) << dtype << " row " << i;
+        EXPECT_TRUE(torch::equal(rows[i].logits, alone[i].logits))
+            << dtype << " " << bits << " bits, row " << i;
       }
     }
   }
+}
+
+TEST(Generator, FewerBitsMoveLogitsALittle) {
+  auto config = wordy_config();
+  config.text.hidden_size = 256;
+  config.text.intermediate_size = 512;
+  config.text.head_dim = 64;
+  const auto logits_with = [&](std::int64_t bits) {
+    auto model = test::tiny_model(config);
+    pack_for_answers(model, bits);
+    auto assistant = make_assistant(model);
+    const auto prompts = mixed_prompts(assistant);
+    auto row = make_row(assistant, 200, 0, 0);
+    prefill(assistant, row, embed(assistant, prompts[0]), prompts[0].ids);
+    return row.logits.to(torch::kFloat64);
+  };
+  const auto whole = logits_with(16);
+  const auto error = [&](std::int64_t bits) {
+    return ((logits_with(bits) - whole).norm() / whole.norm()).item<double>();
+  };
+  EXPECT_GT(error(8), 0);
+  EXPECT_LT(error(8), 0.1);
+  EXPECT_GT(error(4), error(8));
+  EXPECT_LT(error(4), 0.6);
+  auto model = test::tiny_model(config);
+  EXPECT_THAT(support::error_of(Fault::usage, [&] { pack_for_answers(model, 5); }),
+              testing::HasSubstr("16, 8 or 4"));
 }
 
 TEST(Generator, FastBatchesDifferByRoundingAlone) {

@@ -46,6 +46,7 @@ struct AssistantOptions {
   std::string conv_mode = {};  // template name; "": the folder's, else one that suits the decoder
   std::int64_t context = 0;    // tokens a conversation may have; 0: what the model allows
   media::ImageOptions image = {};
+  std::int64_t bits = 16;  // of the decoder's weights: 16 (as loaded), 8 or 4
 };
 
 /// Not for use by two threads at once, but read_picture() and the encoder are.
@@ -60,13 +61,20 @@ struct Assistant {
   std::int64_t context;                   // tokens, pictures spliced in
   std::string name;                       // model_id of answer files
   FeatureCache features;
-  media::ImageOptions image;  // how pictures are read
+  media::ImageOptions image;          // how pictures are read
+  bool rows_are_independent = false;  // a product's rows do not depend on the rows beside them
 
   const text::Tokenizer& tokenizer() const { return encoder.tokenizer(); }
 };
 
 /// Loads a model folder.  Throws Error as model::load_pretrained and text::Tokenizer::load.
 Assistant load_assistant(const std::string& folder, const AssistantOptions& options = {});
+
+/// Lays weights out for products on this CPU where that is faster than LibTorch's, and keeps the
+/// decoder's in 8 or 4 bits where asked: see nn/packed.h. Under 4 bits the output head has 8. Such
+/// a model only answers. Returns whether every product of decode has rows that do not depend on
+/// those beside them.  Throws Error(usage) for other numbers of bits.
+bool pack_for_answers(model::Llava& model, std::int64_t bits);
 
 /// The dtype for a folder on a device when none is asked for. Nothing means: as the files are. On a
 /// CPU half-precision files are run in bfloat16 where the CPU multiplies it (AVX512-BF16), else in
