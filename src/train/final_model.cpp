@@ -91,6 +91,7 @@ void write_and_compare(const TrainConfig& config, const Compute& compute, model:
 
   start.model = nullptr;  // two models need not fit
   auto again = model::load_pretrained(folder, options);
+  pack_frozen(again.model, config.model.bits);
   const double difference = logit_difference(probe_logits(again.model, batch), before);
   expect(difference == 0, Fault::verification, folder,
          ": the model read back gives other logits than the one that was trained (by up to ",

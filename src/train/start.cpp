@@ -179,6 +179,10 @@ void check(const DataSource& source) {
   data::parse_on_overlength(source.on_overlength);
 }
 
+void pack_frozen(model::Llava& model, std::int64_t bits) {
+  if (bits < 16) nn::pack_linears(*model->llama, bits == 8 ? nn::Packing::int8 : nn::Packing::int4);
+}
+
 model::Layout saved_layout(const model::LlavaConfig& config) {
   if (config.layout == model::Layout::hugging_face) {
     try {
@@ -235,6 +239,7 @@ model::Pretrained load_model(const ModelSource& source, const Compute& compute) 
   if (!source.pretrain_mm_mlp_adapter.empty())
     model::load_projector(projector_file(source.pretrain_mm_mlp_adapter), start.model);
   if (!source.lora_weight_path.empty()) model::load_adapter(source.lora_weight_path, start.model);
+  pack_frozen(start.model, source.bits);
   settle_layout(start.model->config);
   start.model->llama->recompute = read_recompute(source.gradient_checkpointing);
   start.model->vision->recompute = start.model->llama->recompute;

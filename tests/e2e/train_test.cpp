@@ -136,6 +136,22 @@ TEST_F(Training, KilledAnywhereEndsWithTheSameWeights) {
   }
 }
 
+/// QLoRA: the frozen decoder in four bits, and the model read back gives the same logits.
+TEST_F(Training, LearnsOnFourBits) {
+  const auto four = llava(words("four", {"--bits", "4", "--lora_dropout", "0"}));
+  ASSERT_EQ(four.exit, 0) << four.err;
+  const auto whole = llava(words("sixteen", {"--lora_dropout", "0"}));
+  ASSERT_EQ(whole.exit, 0) << whole.err;
+  const auto losses = losses_of("four"), others = losses_of("sixteen");
+  ASSERT_EQ(losses.size(), others.size());
+  EXPECT_NE(losses.front(), others.front());
+  for (std::size_t i = 0; i < losses.size(); ++i)
+    EXPECT_NEAR(losses[i], others[i], 0.1 * others[i]);
+  const auto refused = llava(words("refused", {"--bits", "4", "--lora_enable", "False"}));
+  EXPECT_EQ(refused.exit, 2) << refused.err;
+  EXPECT_THAT(refused.err, testing::HasSubstr("--lora_enable"));
+}
+
 TEST_F(Training, SigtermSavesAndExits75) {
   const auto stopped =
       interrupted(words("stopped", {"--save_strategy", "no", "--max_steps", "400"}),

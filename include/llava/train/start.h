@@ -22,7 +22,7 @@ struct ModelSource {
   std::optional<bool> mm_use_im_start_end;
   std::optional<std::string> image_aspect_ratio;
   std::string image_grid_pinpoints;
-  std::int64_t model_max_length = 2048;
+  std::int64_t model_max_length = 2048, bits = 16;
   bool bf16 = false;
   std::string gradient_checkpointing = "none";
 
@@ -52,6 +52,8 @@ struct ModelSource {
     field("image_grid_pinpoints", image_grid_pinpoints,
           "grids of anyres, [[w,h],...]; empty: the model's");
     field("model_max_length", model_max_length, "tokens of a sample, pictures' rows included");
+    field("bits", bits,
+          "bits of the frozen decoder's weights under LoRA: 16 (as dtype says), 8 or 4 (QLoRA)");
     field("bf16", bf16, "weights and activations in bfloat16, fp32 masters of what learns");
     field("gradient_checkpointing", gradient_checkpointing,
           "what is made again in backward instead of kept: none, selective or full");
@@ -126,6 +128,9 @@ model::LlavaConfig planned_config(const ModelSource& source);
 /// The model, frozen or not as it comes, with its settings as `source` wants them.
 /// Throws Error(usage) for settings that contradict the folder, Error(data) for broken files.
 model::Pretrained load_model(const ModelSource& source, const Compute& compute);
+
+/// Keeps the decoder's weights in as few bits as asked, LoRA's own and the head's as they are.
+void pack_frozen(model::Llava& model, std::int64_t bits);
 
 /// The layout a trained model is saved in: its own, or the original one where Hugging Face's cannot
 /// express it.  Throws Error(data) where neither can.
