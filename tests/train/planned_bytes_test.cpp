@@ -63,6 +63,7 @@ PlanRequest mid_size(std::int64_t world, std::int64_t zero, const char* recomput
   request.train.sync.ddp_bucket_cap_mb = 1;
   request.train.model.gradient_checkpointing = recompute;
   request.train.data.per_device_train_batch_size = 1;
+  request.train.data.gradient_accumulation_steps = 2;  // gradients wait while activations grow
   request.samples = assumed_samples(request.plan, request.model);
   request.samples.learned = 512;
   return request;
@@ -107,6 +108,7 @@ TEST(Rank, DISABLED_TakesBytes) {
       const auto resting = CountingAllocator::now.load() - nothing;
       CountingAllocator::peak = CountingAllocator::now.load();
       const auto batch = batch_of(request);
+      sync->backward(model->loss(batch), /*last_micro_step=*/false);
       sync->backward(model->loss(batch), /*last_micro_step=*/true);
       const auto norm = sync->total_norm(optimizer.gradient_norm());
       optimizer.step(1, norm, torch::zeros({}));
@@ -137,7 +139,8 @@ TEST(PlannedBytes, AreMeasuredOnes) {
         continue;
       ++found;
       EXPECT_NEAR(planned_resting, resting, 0.05 * resting) << line;
-      EXPECT_NEAR(planned_peak, peak, 0.05 * peak) << line;
+      EXPECT_GT(planned_peak, 0.98 * peak) << line;  // a plan that fits must fit
+      EXPECT_LT(planned_peak, 1.2 * peak) << line;
     }
     EXPECT_EQ(found, 5);
   }
