@@ -67,7 +67,7 @@ if [ $scratch = yes ] || [ ! -d "$parents" ]; then
 fi
 
 say "3. Stage 1: the projector learns captions, tower and language model frozen"
-evaluation=(--eval_data_path "$world/captions_test.json" --eval_strategy epoch)
+evaluation=(--eval_data_path "$world/captions_test.json" --eval_strategy steps --eval_steps 125)
 train stage1 stage1 captions --model_name_or_path "$parents" "${evaluation[@]}"
 say "   the control: the same on captions of other pictures"
 train control stage1 shuffled --model_name_or_path "$parents" "${evaluation[@]}"

@@ -1,7 +1,7 @@
 # Teaches the demo's parents from nothing; sourced by scripts/demo.sh --from-scratch, which sets
 # $llava, $folder, $world and the functions phase and train.
 phase seed $llava init --shape tiny --output_dir "$folder/seed" --seed 1 \
-  --tokenizer_text "$world/corpus.txt" --tokenizer_size 400 --vocab_size 448 \
+  --tokenizer_text "$world/corpus.txt" --tokenizer_size 500 --vocab_size 512 \
   --hidden_size 128 --intermediate_size 384 --num_hidden_layers 4 --num_attention_heads 4 \
   --vision_hidden_size 128 --vision_intermediate_size 384 --vision_num_hidden_layers 5 \
   --vision_num_attention_heads 4 --image_size 84 --patch_size 14 --image_aspect_ratio square

@@ -4,6 +4,7 @@
 #include "llava/base/config.h"
 #include "llava/base/files.h"
 #include "llava/media/encode.h"
+#include "llava/text/conversation.h"
 
 #include <algorithm>
 #include <array>
@@ -169,6 +170,45 @@ Json talk(const std::string& id, const std::vector<Question>& asked) {
   return {{"id", id}, {"conversations", std::move(turns)}};
 }
 
+/// A scene as a language model without eyes can be shown it: six rows of six words, row by row, as
+/// patches of the picture would say them. A thing's cell has each of its words once or more.
+std::string picture_in_words(const Scene& scene, Random& random) {
+  std::array<std::string, 36> words;
+  words.fill(".");
+  for (const auto& thing : scene.things) {
+    const bool low = thing.cell / 2 == 1, right = thing.cell % 2 == 1;
+    const std::array<const char*, 5> own{size_name(thing), name(thing.color), name(thing.shape),
+                                         low ? "bottom" : "top", right ? "right" : "left"};
+    const auto places = permutation<9>(random);
+    for (std::size_t i = 0; i < places.size(); ++i) {
+      const int row = places[i] / 3 + (low ? 3 : 0), column = places[i] % 3 + (right ? 3 : 0);
+      auto& word = words[static_cast<std::size_t>(row * 6 + column)];
+      if (i < own.size()) {
+        word = own[i];
+      } else if (random.coin()) {
+        word = own[static_cast<std::size_t>(random.below(5))];
+      }
+    }
+  }
+  std::string text;
+  for (const auto& word : words) text += (text.empty() ? "" : " ") + word;
+  return text;
+}
+
+/// A conversation as a model with LLaVA's template reads it, a line for each answer.
+std::string rendered(const std::vector<Question>& asked) {
+  text::Conversation conversation;
+  for (const auto& item : asked) {
+    conversation.messages.push_back({text::Role::user, item.question});
+    conversation.messages.push_back({text::Role::assistant, item.answer});
+  }
+  auto text = text::render(text::find_template("vicuna_v1"), conversation).text;
+  const std::string_view end = "</s>";
+  for (auto at = text.find(end); at != text.npos; at = text.find(end, at))
+    text.replace(at, end.size(), "\n");
+  return text;
+}
+
 /// A picture on the disk: JPEG, every fourth a PNG. Returns its name.
 std::string save_picture(const std::string& folder, const std::string& stem, const Scene& scene,
                          std::int64_t size, std::uint64_t seed) {
@@ -330,8 +370,7 @@ void make_scenes(const std::string& folder, const ScenesConfig& config) {
     auto asked = questions(scene, random.next());
     random.shuffle(asked);
     asked.resize(std::min(asked.size(), static_cast<std::size_t>(config.num_turns)));
-    corpus += caption(scene) + "\n";
-    for (const auto& item : asked) corpus += item.question + "\n" + item.answer + "\n";
+    corpus += caption(scene) + "\n" + rendered(asked) + "\n";
     asked.front().question = "<image>\n" + asked.front().question;
     Json sample = talk(id, asked);
     sample["image"] = image;
@@ -346,15 +385,17 @@ void make_scenes(const std::string& folder, const ScenesConfig& config) {
   save("shuffled.json", shuffled);
   save("talk.json", talks);
 
-  // Conversations without pictures: the caption stands in the question, so that answers follow.
+  // Conversations without pictures: words stand in for one, so that answers follow.
   Json texts = Json::array();
   random = stream(3);
   for (std::int64_t i = 0; i < config.num_texts; ++i) {
     const auto scene = scene_of_split(random, 1 + random.below(3), false);
     auto asked = questions(scene, random.next());
+    asked.push_back({"caption", kBrief[static_cast<std::size_t>(random.below(3))], caption(scene)});
     random.shuffle(asked);
     asked.resize(std::min(asked.size(), static_cast<std::size_t>(config.num_turns)));
-    asked.front().question = caption(scene) + "\n" + asked.front().question;
+    asked.front().question = picture_in_words(scene, random) + "\n" + asked.front().question;
+    if (i % 30 == 0) corpus += rendered(asked) + "\n";
     texts.push_back(talk(numbered("text_", i), asked));
   }
   save("text.json", texts);

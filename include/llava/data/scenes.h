@@ -39,7 +39,7 @@ struct ScenesConfig {
   std::int64_t num_train = 9000;   // training pictures of one to three things
   std::int64_t num_captions_test = 300;
   std::int64_t num_questions = 700;  // held-out, spread evenly over the kinds
-  std::int64_t num_texts = 12000;    // conversations without pictures
+  std::int64_t num_texts = 36000;    // conversations without pictures
   std::int64_t num_turns = 6;        // most questions of a conversation
 
   template <class Field>
