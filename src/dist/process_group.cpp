@@ -10,12 +10,14 @@
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cassert>
 #include <chrono>
 #include <condition_variable>
+#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <list>
@@ -467,6 +469,11 @@ ProcessGroup::ProcessGroup(const GroupConfig& config, const Place& place, torch:
   state_->place = place;
   state_->device = device;
   log::set_rank(place.rank, place.world_size);
+  // A rank that dies closes its sockets: for the others that is a failed write, not their death.
+  struct sigaction action {};
+  const bool is_default =
+      ::sigaction(SIGPIPE, nullptr, &action) == 0 && action.sa_handler == SIG_DFL;
+  if (place.world_size > 1 && is_default) std::signal(SIGPIPE, SIG_IGN);
   try {
     state_->join();
   } catch (...) {
