@@ -48,17 +48,18 @@ while [ $killed -lt "$kills" ]; do
   rm -rf "$folder/killed"
   command_for "$folder/killed"
   while :; do
-    "${command[@]}" >>"$folder/train.log" 2>&1 &
-    child=$!
     # Mostly while it trains and saves; sometimes while it starts.
-    sleep "$(awk -v ms=$length -v seed=$RANDOM 'BEGIN { srand(seed); printf "%.3f", rand() * ms / 1000 }')"
-    [ $killed -ge "$kills" ] || ! kill -KILL $child 2>/dev/null || killed=$((killed + 1))
-    code=0
-    wait $child 2>/dev/null || code=$?
+    life=$(awk -v ms=$length -v seed=$RANDOM 'BEGIN { srand(seed); printf "%.3f", 0.01 + rand() * ms / 1000 }')
+    [ $killed -lt "$kills" ] || life=0 # for ever
+    code=0 begin=$(date +%s%N)
+    timeout --signal=KILL "$life" "${command[@]}" >>"$folder/train.log" 2>&1 || code=$?
     [ $code -ne 0 ] || break
     [ $code -eq 137 ] || { echo "a resumed run failed with code $code; see $folder/train.log" >&2; exit 1; }
+    killed=$((killed + 1))
   done
+  lived=$((($(date +%s%N) - begin) / 1000000))
+  [ $lived -lt 500 ] || [ $lived -ge $length ] || length=$lived # the machine was busier before
   [ "$(sum "$folder/killed")" = "$want" ] || { echo "run $runs ended with other weights" >&2; exit 7; }
-  [ -t 2 ] && printf '\r%d kills, %d runs ended with the same weights' $killed $runs >&2
+  echo "$killed kills, $runs runs ended with the same weights" >&2
 done
 echo "$killed kills; $runs runs ended with bit-identical weights"
