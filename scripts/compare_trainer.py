@@ -179,6 +179,8 @@ def worker(request):
         parameter.requires_grad_("multi_modal_projector" in name or
                                  (request["stage"] == 2 and "vision_tower" not in name))
 
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
     def collate(batch):
         longest = max(len(row["ids"]) for row in batch)
         pad = lambda name, value: torch.stack([torch.nn.functional.pad(
@@ -194,6 +196,10 @@ def worker(request):
     class InOrder(Trainer):
         def _get_train_sampler(self, *_):
             return torch.utils.data.SequentialSampler(self.train_dataset)
+
+        def compute_loss(self, model, inputs, **more):  # batches without a picture reach no projector
+            loss = super().compute_loss(model, inputs, **more)
+            return loss if loss.requires_grad else loss + 0 * trained[0].sum()
 
     class Clock(TrainerCallback):
         ends, losses = [], []
