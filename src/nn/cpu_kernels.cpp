@@ -35,7 +35,7 @@ void multiply_bytes(const ByteRows& x, std::int64_t rows, const std::uint8_t* bl
     for (std::int64_t g = 0; g < groups; ++g) {
       const auto* values = x.values + m * inputs + g * kGroup;
       const auto* weights = at + 2 * kBlock;
-      for (int n = 0; n < kBlock; ++n) {
+      for (std::int64_t n = 0; n < kBlock; ++n) {
         std::int32_t sum = -kAdded * x.sums[m * groups + g];
         for (int k = 0; k < kGroup; ++k) {
           const auto place = kBits == 8 ? k : k % kHalf;

@@ -391,8 +391,10 @@ const Kernels* avx512_kernels() {
                                attend_one,        store_rows,
                                rms_norm,          swiglu,
                                quick_gelu,        rotate};
-  const bool has = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
-                   __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                   __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512bf16") &&
+                   __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512vl");
   return has ? &kernels : nullptr;
 }
 

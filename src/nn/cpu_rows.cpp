@@ -1,6 +1,7 @@
 #include "cpu_rows.h"
 
 #include "cpu_kernels.h"
+#include "inference.h"
 
 #include <ATen/Parallel.h>
 
@@ -24,7 +25,7 @@ void for_rows(std::int64_t rows, std::int64_t width, const Work& work) {
 }  // namespace
 
 bool has_cpu_kernels(const torch::Tensor& x) {
-  return x.is_cpu() && x.scalar_type() == torch::kBFloat16 && !torch::GradMode::is_enabled() &&
+  return x.is_cpu() && x.scalar_type() == torch::kBFloat16 && is_inference() &&
          cpu::avx512_kernels() != nullptr;
 }
 

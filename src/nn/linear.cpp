@@ -1,5 +1,7 @@
 #include "llava/nn/linear.h"
 
+#include "inference.h"
+
 namespace llava::nn {
 
 LinearImpl::LinearImpl(std::int64_t in, std::int64_t out, bool with_bias,
@@ -18,11 +20,11 @@ torch::Tensor LinearImpl::forward(const torch::Tensor& x) {
   torch::Tensor y;
   if (!packed) {
     y = linear(x, weight, bias);
-  } else if (torch::GradMode::is_enabled()) {
+  } else if (is_inference()) {
+    y = multiply(x, {packed.get()}, {bias})[0];
+  } else {
     y = multiply_frozen(x, packed);
     if (bias.defined()) y = y + bias;
-  } else {
-    y = multiply(x, {packed.get()}, {bias})[0];
   }
   if (!has_lora()) return y;
   const bool drops = lora_dropout > 0 && is_training();

@@ -53,7 +53,9 @@ struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
 }  // namespace
 
 torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight, double eps) {
-  return has_cpu_kernels(x) ? cpu_rms_norm(x, weight, eps) : RmsNormFunction::apply(x, weight, eps);
+  return has_cpu_kernels(x) && weight.scalar_type() == x.scalar_type()
+             ? cpu_rms_norm(x, weight, eps)
+             : RmsNormFunction::apply(x, weight, eps);
 }
 
 RmsNormImpl::RmsNormImpl(std::int64_t width, double eps, const torch::TensorOptions& options)

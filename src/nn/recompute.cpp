@@ -1,5 +1,7 @@
 #include "llava/nn/recompute.h"
 
+#include "inference.h"
+
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
 
@@ -55,6 +57,7 @@ struct RecomputeFunction : torch::autograd::Function<RecomputeFunction> {
     context->saved_data["again"] = c10::IValue::make_capsule(
         c10::make_intrusive<Again>(block, random_state(x.device()), x.requires_grad()));
     context->save_for_backward({x});
+    const RunsAgain again;
     return block(x);
   }
 
@@ -91,6 +94,7 @@ struct RemadeLinears : torch::autograd::Function<RemadeLinears> {
     for (const auto& tensor : tensors) plan->needs_grad.push_back(tensor.requires_grad());
     const auto inputs = std::vector<Tensor>(
         tensors.begin(), tensors.begin() + static_cast<std::ptrdiff_t>(plan->num_inputs));
+    const RunsAgain again;
     const auto x = plan->make(inputs);
     variable_list products;
     auto next = plan->num_inputs;
@@ -147,8 +151,7 @@ bool can_remake(const Linear& linear) {
 
 /// Whether packed weights can be gone through in one pass.
 bool can_multiply_together(const std::vector<Linear>& linears) {
-  return !torch::GradMode::is_enabled() &&
-         std::all_of(linears.begin(), linears.end(), [&](const Linear& linear) {
+  return is_inference() && std::all_of(linears.begin(), linears.end(), [&](const Linear& linear) {
            return linear->packed && !linear->has_lora() &&
                   linear->packed->packing() == linears[0]->packed->packing();
          });

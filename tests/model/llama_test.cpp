@@ -144,6 +144,29 @@ TEST_P(LlamaRecompute, ChangesNoValueAndNoGradient) {
         << i;
   }
 }
+
+// What a forward makes that backward will make again must be the same bits, though gradients are
+// off the first time, when answers are computed by kernels and products of their own.
+TEST_P(LlamaRecompute, ComputesInBfloat16AndOnFrozenBitsAsWithout) {
+  auto wide = config();
+  wide.hidden_size = 64;
+  wide.intermediate_size = 96;
+  for (const bool packs : {false, true}) {
+    torch::manual_seed(11);
+    model::Llama llama(wide, torch::TensorOptions(torch::kBFloat16));
+    {
+      const torch::NoGradGuard no_grad;
+      for (auto& parameter : llama->parameters()) parameter.normal_(0, 0.3);
+    }
+    if (packs) nn::pack_linears(*llama, nn::Packing::int4);
+    const auto x = torch::randn({9, 64}).to(torch::kBFloat16).requires_grad_();
+    const auto values = [&](nn::Recompute mode) {
+      llama->recompute = mode;
+      return llama->forward(x, {0, 4, 9}).detach();
+    };
+    EXPECT_TRUE(torch::equal(values(GetParam()), values(nn::Recompute::none))) << packs;
+  }
+}
 INSTANTIATE_TEST_SUITE_P(Modes, LlamaRecompute,
                          testing::Values(nn::Recompute::selective, nn::Recompute::full));
 
