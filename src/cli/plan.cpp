@@ -72,6 +72,7 @@ int plan(const std::vector<std::string>& words) {
   expect(request.plan.shape.empty() != folder.empty(), Fault::usage,
          "llava plan: give a training config (--config FILE, --model_name_or_path DIR) or --shape "
          "NAME, not both");
+  train::check_bits(train);
   train::check(train.schedule);
   train::check(train.optimizer);
   dist::check(train.sync);

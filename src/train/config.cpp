@@ -66,15 +66,19 @@ void check(const LoopConfig& config) {
          " is not a number of steps; take 1 or more, or --eval_strategy no");
 }
 
-void check(const TrainConfig& config) {
-  check(config.model);
-  check(config.data);
+void check_bits(const TrainConfig& config) {
   const Tune tune = read_tune(config.stage);
   const auto bits = config.model.bits;
   expect(bits == 16 || bits == 8 || bits == 4, Fault::usage, "--bits: ", bits,
          " is not possible; take 16, 8 or 4");
   expect(bits == 16 || tune.llm == Tuning::lora, Fault::usage, "--bits ", bits,
          " keeps the decoder frozen; give --lora_enable too");
+}
+
+void check(const TrainConfig& config) {
+  check(config.model);
+  check(config.data);
+  check_bits(config);
   check(config.schedule);
   check(config.optimizer);
   check(config.loop);

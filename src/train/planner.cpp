@@ -190,6 +190,12 @@ double logits_bytes(const PlanRequest& request, const Tune& tune, const Dealt& d
   return bytes;
 }
 
+/// Weights kept in fewer bits (and half a bit of scale). They are no parameters: every rank holds
+/// all of them.
+double packed_values(const PlanRequest& request, const Counts& counts) {
+  return request.train.model.bits < 16 ? counts.products : 0;
+}
+
 /// Bytes of optimizer state of one learned parameter.
 double state_bytes(const TrainConfig& train) {
   const double moments = train.optimizer.optim == "adamw_8bit" ? 2 + 8 / kBlock : 8;
@@ -207,7 +213,10 @@ void add_bytes(const PlanRequest& request, const Counts& counts, const Tune& tun
   const double owned = counts.learned / (zero > 0 ? n : 1);
 
   plan.vision = counts.vision * width;
-  plan.weights = (counts.projector + counts.rest + of_layers / (zero == 3 ? n : 1)) * width;
+  const double packed = packed_values(request, counts);
+  plan.weights =
+      (counts.projector + counts.rest + (of_layers - packed) / (zero == 3 ? n : 1)) * width;
+  plan.weights += packed * (static_cast<double>(request.train.model.bits) + 0.5) / 8;
   plan.gradients = counts.learned * gradient_width / (zero >= 2 ? n : 1);
   const double state = owned * state_bytes(request.train);
   const bool offloads = zero > 0 && request.train.sync.zero_offload_optimizer;
@@ -221,6 +230,8 @@ void add_bytes(const PlanRequest& request, const Counts& counts, const Tune& tun
   plan.buffers =
       dealt.micro_tokens * width *
       (3 * static_cast<double>(text.hidden_size) + 4 * static_cast<double>(text.intermediate_size));
+  if (packed > 0)  // a weight unpacked: its bytes, two steps in fp32, the result
+    plan.buffers += counts.largest_product * (9 + width);
   if (width < 4 && !offloads)  // the optimizer widens gradients, a slot at a time
     plan.buffers += 4 * std::min(owned, std::max(kSlotValues, counts.largest_learned));
   const auto L = static_cast<double>(text.num_hidden_layers);
@@ -232,7 +243,7 @@ void add_bytes(const PlanRequest& request, const Counts& counts, const Tune& tun
                std::max(cap * (1 << 20), counts.largest_learned * gradient_width));
   if (zero == 2) plan.buffers += kBucketsInFlight * bucket;
   if (zero == 3) {
-    plan.buffers += 2 * of_layers / L * width;  // the layer in use and the next
+    plan.buffers += 2 * (of_layers - packed) / L * width;  // the layer in use and the next
     plan.buffers +=
         std::min(counts.learned * gradient_width,
                  kBucketsInFlight * std::max(counts.learned_in_layers / L * gradient_width,
@@ -260,7 +271,8 @@ double sent_bytes(const PlanRequest& request, const Counts& counts, const Dealt&
     case 1: bytes = learned * (gradient_width + width); break;
     case 2: bytes = learned * (a * gradient_width + width); break;
     default:
-      bytes = a * (2 * L - 1) / L * (counts.layers + counts.lora) * width +
+      bytes = a * (2 * L - 1) / L * (counts.layers + counts.lora - packed_values(request, counts)) *
+                  width +
               a * learned * gradient_width + rest * width;
   }
   return bytes * share(n);
@@ -389,6 +401,12 @@ Counts count_parameters(const model::LlavaConfig& config, const StageConfig& sta
     counts.learned += values;
     if (in_layer) counts.learned_in_layers += values;
     counts.largest_learned = std::max(counts.largest_learned, values);
+  }
+  for (const auto& [name, linear] : nn::named_linears(*model)) {
+    if (!name.starts_with("llama.layers.")) continue;
+    const auto values = static_cast<double>(linear->in() * linear->out());
+    counts.products += values;
+    counts.largest_product = std::max(counts.largest_product, values);
   }
   if (!has_lora) return counts;
   for (const auto& [name, linear] : nn::named_linears(*model)) {

@@ -152,6 +152,24 @@ TEST_F(Training, LearnsOnFourBits) {
   EXPECT_THAT(refused.err, testing::HasSubstr("--lora_enable"));
 }
 
+TEST_F(Training, PlanMakesRealStepsAndKnowsBits) {
+  auto all = words("planned", {"--json", "--gpu", "cpu", "--gpu_memory", "8GB", "--bf16", "False"});
+  all[0] = "plan";
+  const auto plain = llava(all);
+  ASSERT_EQ(plain.exit, 0) << plain.err;
+  EXPECT_FALSE(parse_json(plain.out, "plan").contains("measured"));
+  all.insert(all.end(), {"--measure", "2", "--bits", "4"});
+  const auto measured = llava(all);
+  ASSERT_EQ(measured.exit, 0) << measured.err;
+  const auto json = parse_json(measured.out, "plan");
+  EXPECT_EQ(json["measured"]["steps"], 2);
+  EXPECT_GT(json["measured"]["tokens_per_second"].get<double>(), 0);
+  EXPECT_NE(measured.out.substr(0, 400), plain.out.substr(0, 400));
+  EXPECT_FALSE(std::filesystem::exists(path("planned")));  // writes nothing
+  all.back() = "5";
+  EXPECT_EQ(llava(all).exit, 2);
+}
+
 TEST_F(Training, SigtermSavesAndExits75) {
   const auto stopped =
       interrupted(words("stopped", {"--save_strategy", "no", "--max_steps", "400"}),

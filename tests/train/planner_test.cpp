@@ -50,6 +50,18 @@ TEST(Planner, CountsParameters) {
   EXPECT_EQ(with_lora.learned, with_lora.lora + full.projector);
 }
 
+TEST(Planner, FrozenBitsTakeTheirSizeAndOneUnpackedWeight) {
+  auto request = stage2("llava-1.5-7b", 1, "80GB");
+  request.train.stage.lora_enable = true;
+  const auto whole = make_plan(request);
+  request.train.model.bits = 4;
+  const auto four = make_plan(request);
+  const double packed = 32.0 * (4 * 4096 * 4096 + 3 * 4096 * 11008);
+  EXPECT_NEAR(whole.weights - four.weights, packed * (2 - 4.5 / 8), 1);
+  EXPECT_GT(four.buffers, whole.buffers);
+  EXPECT_EQ(four.optimizer, whole.optimizer);
+}
+
 // State: 2 + 2 + 12 bytes a parameter, divided as the ZeRO paper's figure 1 has it.
 TEST(Planner, StatesAreThoseOfTheZeroPaper) {
   for (const std::int64_t zero : {0, 1, 2, 3}) {

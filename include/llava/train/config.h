@@ -73,6 +73,9 @@ struct TrainConfig {
 /// Checks every part, and what they say of each other.  Throws Error(usage).
 void check(const TrainConfig& config);
 
+/// Whether the decoder may be kept in as few bits as asked.  Throws Error(usage).
+void check_bits(const TrainConfig& config);
+
 /// "stage1", "stage2", "lora", or the parts that learn: what the run is called.
 std::string run_name(const TrainConfig& config);
 

@@ -51,8 +51,9 @@ double parse_bytes(const std::string& text, const std::string& option);
 struct Counts {
   double vision = 0, projector = 0, layers = 0, rest = 0;  // all; rest: embeddings, norm, head
   double learned = 0, learned_in_layers = 0;
-  double largest_learned = 0;  // of one tensor
-  double lora = 0;             // of `learned`
+  double largest_learned = 0;                // of one tensor
+  double lora = 0;                           // of `learned`
+  double products = 0, largest_product = 0;  // of `layers`: weights of Linears, which --bits packs
   double total() const { return vision + projector + layers + rest + lora; }
 };
 Counts count_parameters(const model::LlavaConfig& config, const StageConfig& stage);
