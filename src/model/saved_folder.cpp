@@ -5,6 +5,7 @@
 #include "llava/base/files.h"
 #include "llava/model/layouts.h"
 #include "llava/model/pretrained.h"
+#include "llava/nn/lora.h"
 #include "llava/nn/recompute.h"
 #include "llava/weights/safetensors.h"
 
@@ -67,8 +68,11 @@ bool has_vocabulary_rows(const std::string& name) {
   return name == "llama.embed_tokens.weight" || name == "lm_head.weight";
 }
 
-weights::StateDict layout_state(const Llava& model, const LlavaConfig& config, Layout layout) {
+weights::StateDict layout_state(Llava& model, const LlavaConfig& config, Layout layout) {
   weights::StateDict state;
+  for (const auto& [name, linear] : nn::named_linears(*model))
+    expect(!linear->packed, Fault::usage, name,
+           " is packed for answers and cannot be saved; load the model without --bits");
   for (const auto& item : model->named_parameters()) {
     const auto& name = item.key();
     expect(name.find(".lora_") == std::string::npos, Fault::usage,

@@ -61,6 +61,18 @@ TEST(SavePretrained, HuggingFaceFoldersComeBackTensorForTensor) {
   }
 }
 
+TEST(SavePretrained, PackedWeightsAreRefused) {
+  auto model = test::tiny_model();
+  model->llama->layers->at<model::LlamaLayerImpl>(0).mlp->up_proj->pack(nn::Packing::bfloat16);
+  const TemporaryFolder folder;
+  EXPECT_THAT(error_of(Fault::usage,
+                       [&] {
+                         model::save_pretrained(folder.path(), model, model::Layout::hugging_face,
+                                                folder.path());
+                       }),
+              HasSubstr("llama.layers.0.mlp.up_proj is packed"));
+}
+
 TEST(SavePretrained, OriginalFoldersComeBackTensorForTensor) {
   for (const auto* name : {"original-linear", "original-mlp3-cls-patch", "original-class-token"}) {
     const TemporaryFolder folder;

@@ -3,6 +3,7 @@
 #include "../src/nn/cpu_kernels.h"
 #include "llava/nn/attention.h"
 #include "llava/nn/linear.h"
+#include "llava/nn/lora.h"
 #include "support/expect_error.h"
 
 #include <gmock/gmock.h>
@@ -82,6 +83,18 @@ TEST(Packed, LinearGivesItsMemoryBackAndStillLearnsThroughItself) {
   const auto weight = linear->packed->unpack(torch::kFloat32);
   EXPECT_TRUE(torch::allclose(x.grad(), weight.sum(0).expand({5, 64}), 1e-5, 1e-5));
   EXPECT_TRUE(torch::allclose(linear(x), torch::linear(x, weight, linear->bias), 1e-5, 1e-5));
+}
+
+TEST(Packed, LoraOnAPackedLinearIsNotMerged) {
+  Linear linear(64, 32, /*with_bias=*/false, torch::TensorOptions(torch::kFloat32));
+  {
+    torch::NoGradGuard no_grad;
+    linear->weight.normal_();
+  }
+  linear->pack(Packing::int8);
+  attach_lora(linear, {.r = 2, .alpha = 4, .dropout = 0}, /*seed=*/1);
+  EXPECT_THAT(support::error_of(Fault::usage, [&] { merge_lora(linear); }),
+              testing::HasSubstr("--bits"));
 }
 
 TEST(Packed, InputsThatGroupsDoNotDivideAreLeftAlone) {
