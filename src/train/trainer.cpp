@@ -137,7 +137,10 @@ void Trainer::run() {
     const bool logs = is_last || progress_.step % config_.metrics.logging_steps == 0;
     if (logs || compute_.device.is_cpu()) settle();  // reading figures makes a GPU wait
     if (logs) log_step();
-    if (is_due(config_.loop.eval_strategy, config_.loop.eval_steps)) validate();
+    // As in transformers' Trainer, an epoch that max_steps cuts ends there.
+    if (is_due(config_.loop.eval_strategy, config_.loop.eval_steps) ||
+        (is_last && config_.loop.eval_strategy == "epoch"))
+      validate();
     if (is_due(config_.checkpoint.save_strategy, config_.checkpoint.save_steps) ||
         (is_last && config_.checkpoint.save_strategy != "no"))
       save();

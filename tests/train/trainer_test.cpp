@@ -121,6 +121,18 @@ TEST_F(TrainerTest, EveryPartOfACheckpointMatters) {
   }
 }
 
+TEST_F(TrainerTest, AnEpochThatIsCutIsValidatedAtItsEnd) {
+  auto wanted = config();
+  wanted.data.val_size = 4;
+  wanted.loop.eval_strategy = "epoch";
+  wanted.schedule.max_steps = 2;  // of 3
+  TinyRun run(wanted);
+  run.finish();
+  const auto evals = lines_of(run, "eval");
+  ASSERT_EQ(evals.size(), 1u);
+  EXPECT_EQ(evals[0]["step"], 2);
+}
+
 TEST_F(TrainerTest, RunWritesWhatTheContractNames) {
   auto wanted = config();
   wanted.checkpoint.save_steps = 3;
