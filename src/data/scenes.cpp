@@ -118,9 +118,10 @@ constexpr int kSamples = 3;  // sub-pixels each way, for smooth edges
 
 double coverage(Shape shape, const Placed& at, int column, int row, double size) {
   int inside = 0;
-  for (int i = 0; i < kSamples * kSamples; ++i)
-    inside += covers(shape, at, (column + (i % kSamples + 0.5) / kSamples) / size,
-                     (row + (i / kSamples + 0.5) / kSamples) / size);
+  for (int i = 0; i < kSamples; ++i)
+    for (int j = 0; j < kSamples; ++j)
+      inside += covers(shape, at, (column + (j + 0.5) / kSamples) / size,
+                       (row + (i + 0.5) / kSamples) / size);
   return static_cast<double>(inside) / (kSamples * kSamples);
 }
 
@@ -181,8 +182,9 @@ std::string picture_in_words(const Scene& scene, Random& random) {
                                          low ? "bottom" : "top", right ? "right" : "left"};
     const auto places = permutation<9>(random);
     for (std::size_t i = 0; i < places.size(); ++i) {
-      const int row = places[i] / 3 + (low ? 3 : 0), column = places[i] % 3 + (right ? 3 : 0);
-      auto& word = words[static_cast<std::size_t>(row * 6 + column)];
+      const auto place = static_cast<std::size_t>(places[i]);
+      const std::size_t row = place / 3 + (low ? 3 : 0), column = place % 3 + (right ? 3 : 0);
+      auto& word = words[row * 6 + column];
       if (i < own.size()) {
         word = own[i];
       } else if (random.coin()) {
@@ -214,7 +216,7 @@ std::string save_picture(const std::string& folder, const std::string& stem, con
                          std::int64_t size, std::uint64_t seed) {
   const auto image = draw(scene, size, seed);
   const bool png = seed % 4 == 0;
-  const std::string file = stem + (png ? ".png" : ".jpg");
+  std::string file = stem + (png ? ".png" : ".jpg");
   write_file(folder + "/images/" + file, png ? media::encode_png(image) : media::encode_jpeg(image),
              /*durable=*/false);
   return file;
@@ -260,7 +262,7 @@ media::Image draw(const Scene& scene, std::int64_t size, std::uint64_t seed) {
   for (const auto& thing : scene.things) {
     Placed at;
     at.x = (thing.cell % 2 == 0 ? 0.26 : 0.74) + random.uniform(-0.03, 0.03);
-    at.y = (thing.cell / 2 == 0 ? 0.26 : 0.74) + random.uniform(-0.03, 0.03);
+    at.y = (thing.cell < 2 ? 0.26 : 0.74) + random.uniform(-0.03, 0.03);
     at.radius = thing.large ? random.uniform(0.195, 0.215) : random.uniform(0.115, 0.130);
     at.turn = random.uniform(-0.12, 0.12);
     places.push_back(at);

@@ -42,7 +42,7 @@ Frame read(const Source& source) {
   std::size_t at = 13;
   if (flags & 0x80) {
     read_palette(source, at, flags, frame);
-    at += 3 * (2u << (flags & 7));
+    at += std::size_t{3} * (2u << (flags & 7));
   }
   for (;; ++at) {
     const std::uint32_t kind = source.byte(at);
@@ -66,7 +66,7 @@ Frame read(const Source& source) {
   at += 10;
   if (frame_flags & 0x80) {
     read_palette(source, at, frame_flags, frame);
-    at += 3 * (2u << (frame_flags & 7));
+    at += std::size_t{3} * (2u << (frame_flags & 7));
   }
   frame.data = at;
   return frame;

@@ -147,7 +147,7 @@ void decode_png(const Source& source, Image& image) {
 }  // namespace
 
 // Deflate makes at most 1032 bytes of one, each of which may hold 8 pixels.
-const Decoder kPng{"png", 8 * 1032,
+const Decoder kPng{"png", std::int64_t{8} * 1032,
                    [](std::string_view bytes) { return bytes.starts_with(kSignature); }, png_size,
                    decode_png};
 

@@ -47,7 +47,7 @@ Header read(const Source& source) {
     header.map_count = source.little16(5);
     header.map_bits = source.byte(7);
   }
-  header.pixels = header.map + header.map_count * (header.map_bits / 8);
+  header.pixels = header.map + std::size_t{header.map_count} * (header.map_bits / 8);
   return header;
 }
 

@@ -46,7 +46,7 @@ void decode_webp(const Source& source, Image& image) {
   WebPIterator frame;
   source.expect(WebPDemuxGetFrame(open.demuxer, 1, &frame), "the WebP file has no frame");
   const std::int64_t stride = 3 * image.width;
-  const std::size_t offset = frame.y_offset * stride + 3 * frame.x_offset;
+  const std::size_t offset = frame.y_offset * stride + std::int64_t{3} * frame.x_offset;
   const bool inside =
       frame.x_offset + frame.width <= image.width && frame.y_offset + frame.height <= image.height;
   const bool decoded =
