@@ -302,6 +302,7 @@ Json report(const std::vector<Task>& tasks, const BenchConfig& config, const mod
   return {{"device", weight.device().str()},
           {"dtype", model::dtype_name(weight.scalar_type())},
           {"shape", config.model.empty() ? config.shape : generate::model_name(config.model)},
+          {"bits", config.bits},
           {"threads", at::get_num_threads()},
           {"results", results}};
 }
