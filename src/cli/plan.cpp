@@ -4,6 +4,7 @@
 #include "llava/nn/device.h"
 #include "llava/text/tokenizer.h"
 #include "llava/train/measured.h"
+#include "llava/train/plan_report.h"
 
 #include <cstdio>
 #include <filesystem>

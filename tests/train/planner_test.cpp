@@ -1,4 +1,4 @@
-#include "llava/train/planner.h"
+#include "llava/train/plan_report.h"
 
 #include "llava/train/optimizer.h"
 #include "support/expect_error.h"

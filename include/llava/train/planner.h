@@ -10,6 +10,12 @@
 
 namespace llava::train {
 
+// Assumptions of every plan, which it prints.
+inline constexpr double kContextBytes = 2e9;   // CUDA, NCCL and cuBLAS; they are no tensors
+inline constexpr double kStragglers = 0.02;    // of a step's time
+inline constexpr double kContention = 0.05;    // slowdown of kernels beside a collective
+inline constexpr double kNetworkShare = 0.85;  // of the network's speed that a collective reaches
+
 /// The machines, and the data where there is no file of it.
 struct PlanConfig {
   std::string shape;
@@ -104,20 +110,5 @@ struct Plan {
 };
 
 Plan make_plan(const PlanRequest& request);
-
-/// Settings that would fit, the least costly in time first, as {"settings": {..}, "total",
-/// "hours"}.
-Json alternatives(const PlanRequest& request);
-
-/// The same run on other numbers of GPUs: with the same global batch, and with the same batch a
-/// GPU. {"gpus", "global_batch", "step_seconds", "efficiency", "exposed_seconds", "imbalance"}.
-Json scaling(const PlanRequest& request, const std::vector<std::int64_t>& gpus);
-
-/// {"fits", "per_gpu_bytes", "steps", "tokens", "flops", "hours", "disk_bytes", "alternatives",
-/// ..}.
-Json plan_json(const PlanRequest& request, const Plan& plan);
-
-/// For people, assumptions included.
-std::string plan_text(const PlanRequest& request, const Plan& plan);
 
 }  // namespace llava::train
