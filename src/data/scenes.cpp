@@ -3,15 +3,18 @@
 #include "llava/base/check.h"
 #include "llava/base/config.h"
 #include "llava/base/files.h"
+#include "llava/base/workers.h"
 #include "llava/media/encode.h"
 #include "llava/text/conversation.h"
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <map>
 #include <numeric>
 #include <set>
+#include <thread>
 
 namespace llava::data {
 namespace {
@@ -47,7 +50,7 @@ std::uint64_t mixed(std::uint64_t a, std::uint64_t b) {
   return Random(a ^ (b * 0xd1342543de82ef95ull)).next();
 }
 
-constexpr std::array<const char*, 3> kShapes{"circle", "square", "triangle"};
+constexpr std::array<const char*, 3> kShapes{"square", "ring", "cross"};
 constexpr std::array<const char*, 5> kColors{"red", "green", "blue", "yellow", "purple"};
 constexpr std::array<const char*, 4> kCells{"top left", "top right", "bottom left", "bottom right"};
 constexpr std::array<const char*, 4> kNumbers{"zero", "one", "two", "three"};
@@ -98,18 +101,18 @@ Scene scene_of_split(Random& random, int count, bool held_out) {
 
 struct Placed {
   double x = 0, y = 0, radius = 0;  // in picture widths
-  double turn = 0;                  // radians
+  double cosine = 1, sine = 0;      // of its turn
 };
 
 bool covers(Shape shape, const Placed& at, double x, double y) {
   const double dx = x - at.x, dy = y - at.y;
-  const double u = dx * std::cos(at.turn) + dy * std::sin(at.turn);
-  const double v = dy * std::cos(at.turn) - dx * std::sin(at.turn);
+  const double across = std::abs(dx * at.cosine + dy * at.sine) / at.radius;
+  const double down = std::abs(dy * at.cosine - dx * at.sine) / at.radius;
+  const double distance = std::sqrt(across * across + down * down);
   switch (shape) {
-    case Shape::circle: return dx * dx + dy * dy <= at.radius * at.radius;
-    case Shape::square: return std::max(std::abs(u), std::abs(v)) <= at.radius * 0.89;
-    case Shape::triangle:  // equilateral, its middle a little below the cell's
-      return v <= at.radius * 0.7 && v >= -at.radius * 1.1 + std::abs(u) * 1.75;
+    case Shape::square: return std::max(across, down) <= 0.89;
+    case Shape::ring: return distance <= 1 && distance >= 0.55;
+    case Shape::cross: return std::max(across, down) <= 1 && std::min(across, down) <= 0.3;
   }
   return false;
 }
@@ -117,6 +120,10 @@ bool covers(Shape shape, const Placed& at, double x, double y) {
 constexpr int kSamples = 3;  // sub-pixels each way, for smooth edges
 
 double coverage(Shape shape, const Placed& at, int column, int row, double size) {
+  const double reach = 1.45 * at.radius;  // a turned cross's corner, half a pixel beyond
+  if (std::abs((column + 0.5) / size - at.x) > reach + 0.5 / size ||
+      std::abs((row + 0.5) / size - at.y) > reach + 0.5 / size)
+    return 0;
   int inside = 0;
   for (int i = 0; i < kSamples; ++i)
     for (int j = 0; j < kSamples; ++j)
@@ -211,15 +218,35 @@ std::string rendered(const std::vector<Question>& asked) {
   return text;
 }
 
-/// A picture on the disk: JPEG, every fourth a PNG. Returns its name.
-std::string save_picture(const std::string& folder, const std::string& stem, const Scene& scene,
-                         std::int64_t size, std::uint64_t seed) {
-  const auto image = draw(scene, size, seed);
-  const bool png = seed % 4 == 0;
-  std::string file = stem + (png ? ".png" : ".jpg");
-  write_file(folder + "/images/" + file, png ? media::encode_png(image) : media::encode_jpeg(image),
-             /*durable=*/false);
-  return file;
+/// A picture to be drawn: JPEG, every fourth a PNG.
+struct Picture {
+  std::string file;
+  Scene scene;
+  std::uint64_t seed = 0;
+};
+
+Picture picture_of(const std::string& stem, Scene scene, std::uint64_t seed) {
+  return {stem + (seed % 4 == 0 ? ".png" : ".jpg"), std::move(scene), seed};
+}
+
+/// Draws on every core: a picture follows from its own seed alone.
+void save_pictures(const std::string& folder, const std::vector<Picture>& pictures,
+                   std::int64_t size) {
+  std::atomic<std::size_t> next{0};
+  WorkerGroup workers;
+  const auto work = [&] {
+    for (std::size_t i; (i = next++) < pictures.size();) {
+      const auto& picture = pictures[i];
+      const auto image = draw(picture.scene, size, picture.seed);
+      write_file(
+          folder + "/" + picture.file,
+          picture.file.ends_with(".png") ? media::encode_png(image) : media::encode_jpeg(image),
+          /*durable=*/false);
+    }
+  };
+  for (unsigned i = 0; i < std::max(1u, std::thread::hardware_concurrency()); ++i)
+    workers.start(work);
+  workers.join();
 }
 
 std::string numbered(const char* prefix, std::int64_t i) {
@@ -263,8 +290,10 @@ media::Image draw(const Scene& scene, std::int64_t size, std::uint64_t seed) {
     Placed at;
     at.x = (thing.cell % 2 == 0 ? 0.26 : 0.74) + random.uniform(-0.03, 0.03);
     at.y = (thing.cell < 2 ? 0.26 : 0.74) + random.uniform(-0.03, 0.03);
-    at.radius = thing.large ? random.uniform(0.195, 0.215) : random.uniform(0.115, 0.130);
-    at.turn = random.uniform(-0.12, 0.12);
+    at.radius = thing.large ? random.uniform(0.195, 0.215) : random.uniform(0.125, 0.140);
+    const double turn = random.uniform(-0.12, 0.12);  // radians
+    at.cosine = std::cos(turn);
+    at.sine = std::sin(turn);
     places.push_back(at);
     std::array<double, 3> color{};
     for (std::size_t c = 0; c < 3; ++c)
@@ -353,6 +382,11 @@ void make_scenes(const std::string& folder, const ScenesConfig& config) {
     write_file(folder + "/" + file, json_text(json));
   };
   std::string corpus;
+  std::vector<Picture> pictures;
+  const auto add_picture = [&](const std::string& stem, const Scene& scene, std::uint64_t seed) {
+    pictures.push_back(picture_of(stem, scene, seed));
+    return pictures.back().file;
+  };
 
   // Training pictures of one thing, then of one to three, with captions and conversations.
   Json single = Json::array(), captions = Json::array(), talks = Json::array();
@@ -360,14 +394,14 @@ void make_scenes(const std::string& folder, const ScenesConfig& config) {
   for (std::int64_t i = 0; i < config.num_single; ++i) {
     const auto scene = scene_of_split(random, 1, false);
     const auto id = numbered("single_", i);
-    const auto image = save_picture(folder, id, scene, config.image_size, random.next());
+    const auto image = add_picture(id, scene, random.next());
     single.push_back(caption_sample(id, image, caption(scene), random));
   }
   random = stream(2);
   for (std::int64_t i = 0; i < config.num_train; ++i) {
     const auto scene = scene_of_split(random, 1 + random.below(3), false);
     const auto id = numbered("scene_", i);
-    const auto image = save_picture(folder, id, scene, config.image_size, random.next());
+    const auto image = add_picture(id, scene, random.next());
     captions.push_back(caption_sample(id, image, caption(scene), random));
     auto asked = questions(scene, random.next());
     random.shuffle(asked);
@@ -408,7 +442,7 @@ void make_scenes(const std::string& folder, const ScenesConfig& config) {
   for (std::int64_t i = 0; i < config.num_captions_test; ++i) {
     const auto scene = scene_of_split(random, 1 + random.below(3), true);
     const auto id = numbered("test_", i);
-    const auto image = save_picture(folder, id, scene, config.image_size, random.next());
+    const auto image = add_picture(id, scene, random.next());
     tests.push_back(caption_sample(id, image, caption(scene), random));
   }
   save("captions_test.json", tests);
@@ -430,7 +464,7 @@ void make_scenes(const std::string& folder, const ScenesConfig& config) {
     const auto& item =
         fitting[static_cast<std::size_t>(random.below(static_cast<int>(fitting.size())))];
     const auto id = numbered("question_", i);
-    const auto image = save_picture(folder, id, scene, config.image_size, random.next());
+    const auto image = add_picture(id, scene, random.next());
     Json line{{"question_id", i},
               {"image", image},
               {"text", item.question},
@@ -443,6 +477,7 @@ void make_scenes(const std::string& folder, const ScenesConfig& config) {
   write_file(folder + "/blank_questions.jsonl", blank_lines);
   write_file(folder + "/questions.jsonl", lines);
   write_file(folder + "/corpus.txt", corpus);
+  save_pictures(folder + "/images", pictures, config.image_size);
 }
 
 }  // namespace llava::data

@@ -15,11 +15,11 @@
 namespace llava::data {
 namespace {
 
-const Scene kPair{{{Shape::circle, Color::red, true, 0}, {Shape::square, Color::blue, false, 3}}};
+const Scene kPair{{{Shape::ring, Color::red, true, 0}, {Shape::square, Color::blue, false, 3}}};
 
 TEST(Scenes, CaptionNamesEveryThing) {
   EXPECT_EQ(caption(kPair),
-            "A large red circle at the top left and a small blue square at the bottom right.");
+            "A large red ring at the top left and a small blue square at the bottom right.");
 }
 
 TEST(Scenes, QuestionsHaveOneRightAnswer) {
@@ -29,10 +29,10 @@ TEST(Scenes, QuestionsHaveOneRightAnswer) {
     EXPECT_TRUE(answers.emplace(item.question, item.answer).second) << item.question;
     ++kinds[item.kind];
   }
-  EXPECT_EQ(answers["What color is the circle?"], "red");
+  EXPECT_EQ(answers["What color is the ring?"], "red");
   EXPECT_EQ(answers["What shape is blue?"], "square");
   EXPECT_EQ(answers["Where is the blue square?"], "bottom right");
-  EXPECT_EQ(answers["Is the red circle small or large?"], "large");
+  EXPECT_EQ(answers["Is the red ring small or large?"], "large");
   EXPECT_EQ(answers["How many shapes are there?"], "two");
   EXPECT_EQ(kinds["comparison"], 1);
   EXPECT_EQ(kinds["yes/no"], 4);
@@ -44,8 +44,9 @@ TEST(Scenes, QuestionsHaveOneRightAnswer) {
 TEST(Scenes, PictureShowsTheThingsWhereTheyAre) {
   const auto image = draw(kPair, 84, 5);
   const auto pixel = [&](int x, int y) { return image.rgb.data() + 3 * (y * 84 + x); };
-  EXPECT_GT(pixel(22, 22)[0], 150);  // red at the top left
-  EXPECT_LT(pixel(22, 22)[2], 100);
+  EXPECT_GT(pixel(35, 22)[0], 150);  // red at the top left, right of the ring's hole
+  EXPECT_LT(pixel(35, 22)[2], 100);
+  EXPECT_LT(pixel(22, 22)[0] - pixel(22, 22)[1], 60);  // the hole shows the background
   EXPECT_GT(pixel(62, 62)[2], 150);  // blue at the bottom right
   EXPECT_LT(pixel(62, 62)[0], 100);
   EXPECT_EQ(draw(kPair, 84, 5).rgb, image.rgb);

@@ -11,12 +11,13 @@
 
 namespace llava::data {
 
-enum class Shape { circle, square, triangle };
+/// Told apart by where they are filled, which few patches and a young vision tower can see.
+enum class Shape { square, ring, cross };
 enum class Color { red, green, blue, yellow, purple };
 
 /// One thing in a scene; shapes and colours are unique within a scene, so either names it.
 struct Thing {
-  Shape shape = Shape::circle;
+  Shape shape = Shape::square;
   Color color = Color::red;
   bool large = false;
   int cell = 0;  // 0 top left, 1 top right, 2 bottom left, 3 bottom right
@@ -35,8 +36,8 @@ struct Question {
 struct ScenesConfig {
   std::int64_t seed = 1;
   std::int64_t image_size = 84;    // pixels across
-  std::int64_t num_single = 3000;  // training pictures of one thing
-  std::int64_t num_train = 9000;   // training pictures of one to three things
+  std::int64_t num_single = 6000;  // training pictures of one thing
+  std::int64_t num_train = 16000;  // training pictures of one to three things
   std::int64_t num_captions_test = 300;
   std::int64_t num_questions = 700;  // held-out, spread evenly over the kinds
   std::int64_t num_texts = 36000;    // conversations without pictures
@@ -55,7 +56,7 @@ struct ScenesConfig {
   }
 };
 
-/// "A large red circle at the top left and a small blue square at the bottom right."
+/// "A large red ring at the top left and a small blue square at the bottom right."
 std::string caption(const Scene& scene);
 
 /// The picture of a scene: things jittered, edges smooth, background and noise from `seed`.
