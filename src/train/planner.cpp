@@ -8,16 +8,18 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
+#include <vector>
 
 namespace llava::train {
 namespace {
 
-constexpr double kLogitsChunk = 128 << 20;    // nn/loss.cpp, kChunkBytes
-constexpr double kSlotValues = 1 << 26;       // train/optimizer.cpp, kSlotValues
-constexpr double kBucketsInFlight = 3;        // dist/zero.cpp: one filling, two on their way
-constexpr double kBlock = 256;                // train/eight_bit.h: values of one fp32 scale
-constexpr double kHostLink = 20e9;            // bytes/s of GPU <-> host and of an update on the CPU
-constexpr std::int64_t kMeasured = 10'000;    // samples of a set that are looked at
+constexpr double kLogitsChunk = 128 << 20;  // nn/loss.cpp, kChunkBytes
+constexpr double kSlotValues = 1 << 26;     // train/optimizer.cpp, kSlotValues
+constexpr double kBucketsInFlight = 4;      // dist/zero.cpp: one filling, two on their way; a copy
+constexpr double kBlock = 256;              // train/eight_bit.h: values of one fp32 scale
+constexpr double kHostLink = 20e9;          // bytes/s of GPU <-> host and of an update on the CPU
+constexpr std::int64_t kMeasured = 10'000;  // samples of a set that are looked at
 constexpr std::int64_t kSimulatedRanks = 64;  // more change little: balance depends on samples each
 
 double width_of(const TrainConfig& train) { return train.model.bf16 ? 2 : 4; }
@@ -139,21 +141,33 @@ double lora_bytes(const model::LlamaConfig& text, const StageConfig& stage, doub
   return narrow + (stage.lora_dropout > 0 ? inputs * (width + 1) : 0);
 }
 
-double activation_bytes(const PlanRequest& request, const Tune& tune, const Dealt& dealt) {
+/// Values of a token on their way back through a layer: the sum's and a norm's gradients, gate's
+/// and up's; where down's weight does not learn also the product's, whose value was not kept.
+double backward_values(const model::LlamaConfig& text, const Tune& tune) {
+  return 2 * static_cast<double>(text.hidden_size) +
+         (tune.llm == Tuning::full ? 2 : 3) * static_cast<double>(text.intermediate_size);
+}
+
+/// What forward leaves for backward: of one layer of the decoder (`layer` in each, and `again` in
+/// the one whose forward runs again), and of all else.
+struct Activations {
+  double layer = 0, again = 0, rest = 0;
+};
+
+Activations activation_bytes(const PlanRequest& request, const Tune& tune, const Dealt& dealt) {
   const auto& text = request.model.text;
   const double width = width_of(request.train);
   const bool learns = tune.llm != Tuning::none;
   const auto policy = read_recompute(request.train.model.gradient_checkpointing);
   const double softmax = 4.0 * static_cast<double>(text.num_attention_heads);  // fp32 log-sums
   const double lora = tune.llm == Tuning::lora ? lora_bytes(text, request.train.stage, width) : 0;
-  const double whole = layer_values(text, learns, true) * width + softmax + lora;
-  const auto L = static_cast<double>(layers_of(request));
+  const bool keeps_all = policy != nn::Recompute::selective;
   const auto D = static_cast<double>(text.hidden_size);
-  double token = L * whole;
-  if (policy == nn::Recompute::selective)
-    token = L * (layer_values(text, learns, false) * width + softmax + lora);
-  if (policy == nn::Recompute::full) token = L * D * width + whole;  // one layer is whole
-  token += 2 * D * width;  // spliced embeddings, input of the last norm
+  Activations kept;
+  kept.layer = layer_values(text, learns, keeps_all) * width + softmax + lora;
+  if (policy == nn::Recompute::full) kept.again = std::exchange(kept.layer, D * width);
+  kept.rest = 2 * D * width;  // spliced embeddings, input of the last norm
+  for (auto* bytes : {&kept.layer, &kept.again, &kept.rest}) *bytes *= dealt.micro_tokens;
 
   const auto& vision = request.model.vision;
   const auto side = static_cast<double>(vision.side());
@@ -166,7 +180,8 @@ double activation_bytes(const PlanRequest& request, const Tune& tune, const Deal
   if (tune.vision == Tuning::full && policy != nn::Recompute::full)
     tile += (side * side + 1) * static_cast<double>(vision.num_hidden_layers) *
             (8 * C + 2 * static_cast<double>(vision.intermediate_size)) * width;
-  return token * dealt.micro_tokens + tile * tiles;
+  kept.rest += tile * tiles;
+  return kept;
 }
 
 /// nn/loss.cpp: one chunk in fp32 and in the weights' type; with gradients of the head's weight an
@@ -210,38 +225,59 @@ void add_bytes(const PlanRequest& request, const Counts& counts, const Tune& tun
   plan.weights =
       (counts.projector + counts.rest + (of_layers - packed) / (zero == 3 ? n : 1)) * width;
   plan.weights += packed * (static_cast<double>(request.train.model.bits) + 0.5) / 8;
-  plan.gradients = counts.learned * gradient_width / (zero >= 2 ? n : 1);
   const double state = owned * state_bytes(request.train);
   const bool offloads = zero > 0 && request.train.sync.zero_offload_optimizer;
   plan.optimizer = offloads ? 0 : state;
   plan.host_bytes = offloads ? state + owned * (width + gradient_width) : 0;
-  plan.activations = activation_bytes(request, tune, dealt);
-  plan.logits = logits_bytes(request, tune, dealt);
 
+  // What else there is changes as a step goes on; the fullest of its moments counts.
   const auto& text = request.model.text;
-  // Gradients on their way through one layer.
-  plan.buffers =
-      dealt.micro_tokens * width *
-      (3 * static_cast<double>(text.hidden_size) + 4 * static_cast<double>(text.intermediate_size));
-  if (packed > 0)  // a weight unpacked: its bytes, two steps in fp32, the result
-    plan.buffers += counts.largest_product * (9 + width);
-  if (width < 4 && !offloads)  // the optimizer widens gradients, a slot at a time
-    plan.buffers += 4 * std::min(owned, std::max(kSlotValues, counts.largest_learned));
   const auto L = static_cast<double>(text.num_hidden_layers);
+  const auto kept = activation_bytes(request, tune, dealt);
+  const double layer_weights = (of_layers - packed) / L * width;
+  const double layer_gradients = counts.learned_in_layers / L * gradient_width;
+  const double head_gradients = learned_rest * gradient_width / 2;  // the other half: embeddings
   const auto cap = static_cast<double>(request.train.sync.ddp_bucket_cap_mb > 0
                                            ? request.train.sync.ddp_bucket_cap_mb
                                            : std::max<std::int64_t>(25, request.world()));
-  const double bucket =
-      std::min(counts.learned * gradient_width,
-               std::max(cap * (1 << 20), counts.largest_learned * gradient_width));
-  if (zero == 2) plan.buffers += kBucketsInFlight * bucket;
-  if (zero == 3) {
-    plan.buffers += 2 * (of_layers - packed) / L * width;  // the layer in use and the next
-    plan.buffers +=
-        std::min(counts.learned * gradient_width,
-                 kBucketsInFlight * std::max(counts.learned_in_layers / L * gradient_width,
-                                             learned_rest > 0 ? bucket : 0));
+  double bucket = std::min(counts.learned * gradient_width,
+                           std::max(cap * (1 << 20), counts.largest_learned * gradient_width));
+  if (zero == 3) bucket = std::max(layer_gradients, learned_rest > 0 ? bucket : 0);
+  const double unpacked =  // a weight of few bits: its bytes, two steps in fp32, the result
+      packed > 0 ? counts.largest_product * (9 + width) : 0;
+  const double all_gradients = counts.learned * gradient_width / (zero >= 2 ? n : 1);
+  const bool gradients_stay = dealt.micro_steps > 1;  // from one micro-step to the next
+
+  struct Moment {
+    double gradients = 0, activations = 0, logits = 0, buffers = 0;
+    double total() const { return gradients + activations + logits + buffers; }
+  };
+  Moment loss{gradients_stay ? all_gradients : 0, L * kept.layer + kept.rest,
+              logits_bytes(request, tune, dealt), unpacked + (zero == 3 ? layer_weights : 0)};
+  Moment update{all_gradients, 0, 0, 0};
+  if (width < 4 && !offloads)  // gradients are widened, a slot at a time
+    update.buffers = 4 * std::min(owned, std::max(kSlotValues, counts.largest_learned));
+  std::vector<Moment> moments{loss, update};
+  for (double done = 0; done < L; ++done) {  // layers that backward has left behind
+    Moment moment;
+    const double arrived = head_gradients + done * layer_gradients;
+    const double in_flight = zero >= 2 ? std::min(arrived, kBucketsInFlight * bucket) : 0;
+    moment.gradients = gradients_stay ? all_gradients : (arrived - in_flight) / (zero >= 2 ? n : 1);
+    moment.activations = (L - done) * kept.layer + kept.again + kept.rest;
+    moment.buffers = layer_gradients / gradient_width * width + unpacked +
+                     backward_values(request.model.text, tune) * width * dealt.micro_tokens;
+    // A reduction makes a copy of what it sends.
+    moment.buffers += std::min(arrived, in_flight + (zero >= 2 ? bucket : 0));
+    if (zero == 3) moment.buffers += 2 * layer_weights;  // of the layer in use and the next
+    moments.push_back(moment);
   }
+  const auto fullest =
+      *std::max_element(moments.begin(), moments.end(),
+                        [](const Moment& a, const Moment& b) { return a.total() < b.total(); });
+  plan.gradients = fullest.gradients;
+  plan.activations = fullest.activations;
+  plan.logits = fullest.logits;
+  plan.buffers = fullest.buffers;
   if (request.plan.gpu != "cpu") plan.buffers += kContextBytes;
 }
 
