@@ -25,16 +25,24 @@ std::int32_t modality_length(const Record& record) {
   return static_cast<std::int32_t>(record.images.empty() && record.video.empty() ? -words : words);
 }
 
+struct Tokens {
+  std::int64_t all = 0, learned = 0;
+};
+
 Lengths measured(const Records& records, std::int64_t threads,
-                 const std::function<std::int64_t(const Record&)>& tokens) {
+                 const std::function<Tokens(const Record&)>& tokens_of) {
   Lengths lengths;
   const auto work = [&](std::int64_t index) {
     const auto record = records.at(index);
-    return std::pair(modality_length(record), std::clamp<std::int64_t>(tokens(record), 1, 1 << 30));
+    return std::pair(modality_length(record), tokens_of(record));
+  };
+  const auto fitted = [](std::int64_t count, std::int64_t least) {
+    return static_cast<std::int32_t>(std::clamp<std::int64_t>(count, least, 1 << 30));
   };
   in_order(records.size(), threads, work, [&](std::int64_t, const auto& measured) {
     lengths.words.push_back(measured.first);
-    lengths.tokens.push_back(static_cast<std::int32_t>(measured.second));
+    lengths.tokens.push_back(fitted(measured.second.all, 1));
+    lengths.learned.push_back(fitted(measured.second.learned, 0));
   });
   return lengths;
 }
@@ -119,10 +127,10 @@ Indices modality_grouped(const std::vector<std::int32_t>& words, std::int64_t ro
   return order;
 }
 
-/// A sample of a global batch: where it stands there, and its tokens.
+/// A sample of a global batch: where it stands there, its tokens, and the supervised ones.
 struct Row {
   std::size_t position = 0;
-  std::int64_t tokens = 0;
+  std::int64_t tokens = 0, learned = 0;
 };
 
 /// A micro-batch being filled.
@@ -196,22 +204,91 @@ std::vector<Bin> budgeted_bins(const std::vector<Row>& sorted, const SamplerConf
   }
 }
 
+/// What a rank has been dealt.
+struct Hand {
+  std::vector<Bin> bins;
+  std::int64_t tokens = 0, learned = 0;
+};
+
+/// The most tokens that dealing by supervised ones may bring together.
+struct Limits {
+  std::int64_t rank = 0, bin = 0;
+};
+
+/// Swaps the pair of rows of two ranks that brings their supervised tokens closest together; false
+/// if none brings them closer within the limits.
+bool swap_learned(Hand& more, Hand& less, const Limits& limits) {
+  Bin *from = nullptr, *to = nullptr;
+  Row *give = nullptr, *take = nullptr;
+  auto gap = more.learned - less.learned;
+  for (auto& full : more.bins) {
+    for (auto& bin : less.bins) {
+      for (auto& large : full.rows) {
+        for (auto& small : bin.rows) {
+          const auto moved = large.tokens - small.tokens;
+          const auto after =
+              std::abs(more.learned - less.learned - 2 * (large.learned - small.learned));
+          if (after >= gap || more.tokens - moved > limits.rank ||
+              less.tokens + moved > limits.rank || full.tokens - moved > limits.bin ||
+              bin.tokens + moved > limits.bin)
+            continue;
+          gap = after;
+          from = &full, to = &bin, give = &large, take = &small;
+        }
+      }
+    }
+  }
+  if (!give) return false;
+  const auto moved = give->tokens - take->tokens, learned = give->learned - take->learned;
+  std::swap(*give, *take);
+  from->tokens -= moved, more.tokens -= moved, more.learned -= learned;
+  to->tokens += moved, less.tokens += moved, less.learned += learned;
+  return true;
+}
+
+/// Evens out supervised tokens among ranks. The fullest rank and micro-batch get at most a percent
+/// more tokens, none more than the budget.
+void even_out_learned(std::vector<Hand>& hands, std::int64_t token_budget) {
+  Limits limits;
+  std::int64_t sum = 0;
+  for (const auto& hand : hands) {
+    sum += hand.tokens;
+    limits.rank = std::max(limits.rank, hand.tokens);
+    for (const auto& bin : hand.bins) limits.bin = std::max(limits.bin, bin.tokens);
+  }
+  limits.rank = std::max(limits.rank, sum * 101 / 100 / static_cast<std::int64_t>(hands.size()));
+  limits.bin = token_budget > 0 ? std::max(limits.bin, token_budget) : limits.bin * 101 / 100;
+  const auto fewer = [](const Hand& a, const Hand& b) { return a.learned < b.learned; };
+  for (std::size_t tries = 8 * hands.size(); tries > 0; --tries) {
+    const auto [least, most] = std::minmax_element(hands.begin(), hands.end(), fewer);
+    bool swapped = swap_learned(*most, *least, limits);
+    for (auto hand = hands.begin(); !swapped && hand != hands.end(); ++hand)
+      swapped = swap_learned(*most, *hand, limits) || swap_learned(*hand, *least, limits);
+    if (!swapped) return;
+  }
+}
+
 }  // namespace
 
 Lengths estimate_lengths(const Records& records, std::int64_t picture_rows, std::int64_t threads) {
   return measured(records, threads, [&](const Record& record) {
-    std::int64_t tokens = 40;  // system text
-    for (const auto& message : record.conversation.messages)
-      tokens += 8 + static_cast<std::int64_t>(message.text.size()) / 4;
+    Tokens tokens{.all = 40};  // system text
+    for (const auto& message : record.conversation.messages) {
+      const auto own = static_cast<std::int64_t>(message.text.size()) / 4;
+      tokens.all += 8 + own;
+      if (message.role == text::Role::assistant) tokens.learned += own + 1;
+    }
     const auto pictures = record.images.size() + !record.video.empty();
-    return tokens + picture_rows * static_cast<std::int64_t>(pictures);
+    tokens.all += picture_rows * static_cast<std::int64_t>(pictures);
+    return tokens;
   });
 }
 
 Lengths measure_lengths(const Records& records, const input::Encoder& encoder,
                         const MediaConfig& media, std::int64_t threads) {
   return measured(records, threads, [&](const Record& record) {
-    return measure_example(record, encoder, media).num_tokens();
+    const auto example = measure_example(record, encoder, media);
+    return Tokens{example.num_tokens(), input::num_learned(example)};
   });
 }
 
@@ -285,8 +362,11 @@ Plan Sampler::step(std::int64_t step) {
 std::vector<Plan> deal(const std::vector<std::int64_t>& members, const Lengths& lengths,
                        const SamplerConfig& config) {
   std::vector<Row> rows;
-  for (std::size_t i = 0; i < members.size(); ++i)
-    rows.push_back({i, lengths.tokens[static_cast<std::size_t>(members[i])]});
+  for (std::size_t i = 0; i < members.size(); ++i) {
+    const auto sample = static_cast<std::size_t>(members[i]);
+    rows.push_back(
+        {i, lengths.tokens[sample], lengths.learned.empty() ? 0 : lengths.learned[sample]});
+  }
   std::stable_sort(rows.begin(), rows.end(),
                    [](const Row& a, const Row& b) { return a.tokens > b.tokens; });
   const auto world = static_cast<std::size_t>(config.world);
@@ -299,20 +379,29 @@ std::vector<Plan> deal(const std::vector<std::int64_t>& members, const Lengths& 
   // bins the largest goes to the rank that has the least so far.
   std::stable_sort(bins.begin(), bins.end(),
                    [](const Bin& a, const Bin& b) { return has_fewer_tokens(b, a); });
-  std::vector<Plan> plans(world);
-  std::vector<std::int64_t> totals(world);
+  std::vector<Hand> hands(world);
   std::vector<std::size_t> ranks(world);
   std::iota(ranks.begin(), ranks.end(), 0);
   for (std::size_t i = 0; i < bins.size(); ++i) {
     if (i % world == 0)
-      std::stable_sort(ranks.begin(), ranks.end(),
-                       [&](std::size_t a, std::size_t b) { return totals[a] < totals[b]; });
-    const auto rank = ranks[i % world];
-    totals[rank] += bins[i].tokens;
-    auto& micro_batch = plans[rank].emplace_back();
-    std::sort(bins[i].rows.begin(), bins[i].rows.end(),
-              [](const Row& a, const Row& b) { return a.position < b.position; });
-    for (const auto& row : bins[i].rows) micro_batch.push_back(members[row.position]);
+      std::stable_sort(ranks.begin(), ranks.end(), [&](std::size_t a, std::size_t b) {
+        return hands[a].tokens < hands[b].tokens;
+      });
+    auto& hand = hands[ranks[i % world]];
+    hand.tokens += bins[i].tokens;
+    for (const auto& row : bins[i].rows) hand.learned += row.learned;
+    hand.bins.push_back(std::move(bins[i]));
+  }
+  if (world > 1 && !lengths.learned.empty()) even_out_learned(hands, config.token_budget);
+
+  std::vector<Plan> plans(world);
+  for (std::size_t rank = 0; rank < world; ++rank) {
+    for (auto& bin : hands[rank].bins) {
+      auto& micro_batch = plans[rank].emplace_back();
+      std::sort(bin.rows.begin(), bin.rows.end(),
+                [](const Row& a, const Row& b) { return a.position < b.position; });
+      for (const auto& row : bin.rows) micro_batch.push_back(members[row.position]);
+    }
   }
   return plans;
 }

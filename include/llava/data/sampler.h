@@ -13,14 +13,15 @@ namespace llava::data {
 
 /// What orders and deals depend on, one entry a sample.
 struct Lengths {
-  std::vector<std::int32_t> words;   // the reference's modality_lengths: < 0 without pictures
-  std::vector<std::int32_t> tokens;  // after splicing, at least 1
+  std::vector<std::int32_t> words;    // the reference's modality_lengths: < 0 without pictures
+  std::vector<std::int32_t> tokens;   // after splicing, at least 1
+  std::vector<std::int32_t> learned;  // of these, supervised ones; empty: not to be balanced
 };
 
 /// Lengths without tokenizing: words exactly as the reference counts them; tokens estimated as a
 /// quarter of the text's bytes, 8 for a turn's frame, 40 for the beginning, `picture_rows` a
-/// picture. Reads every record once, on `threads` threads.  Throws Error(data) naming the first
-/// broken one.
+/// picture; learned ones as a quarter of the answers' bytes and one for each end. Reads every
+/// record once, on `threads` threads.  Throws Error(data) naming the first broken one.
 Lengths estimate_lengths(const Records& records, std::int64_t picture_rows, std::int64_t threads);
 
 /// Lengths with every sample tokenized and every picture's header read.
@@ -76,9 +77,10 @@ class Sampler {
 std::vector<std::int64_t> epoch_order(const Lengths& lengths, const SamplerConfig& config,
                                       std::int64_t epoch);
 
-/// Deals a global batch to all ranks so that they, and their micro-batches, carry equal tokens:
-/// plans[rank][micro-batch]. Without a budget a micro-batch has at most config.rows samples; with
-/// one, the fewest micro-batches whose tokens stay within it, single samples excepted.
+/// Deals a global batch to all ranks so that they, and their micro-batches, carry equal tokens, and
+/// then, as far as that stays true, equal supervised tokens: plans[rank][micro-batch]. Without a
+/// budget a micro-batch has at most config.rows samples; with one, the fewest micro-batches whose
+/// tokens stay within it, single samples excepted.
 std::vector<Plan> deal(const std::vector<std::int64_t>& members, const Lengths& lengths,
                        const SamplerConfig& config);
 
