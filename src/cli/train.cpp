@@ -82,6 +82,7 @@ int train(const std::vector<std::string>& words) {
   args.alias("model_name_or_path", "-m");
   if (!args.parse()) return 0;
   train::check(config);
+  dist::let_waiting_threads_sleep();
   const auto& common = args.common();
   train::Compute compute;
   compute.dtype = training_dtype(common.dtype, config.model.bf16);

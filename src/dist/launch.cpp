@@ -241,6 +241,16 @@ void check(const LaunchConfig& config) {
          "--nproc_per_node is ", config.nproc_per_node, ", expected 0 to ", kMost);
 }
 
+void let_waiting_threads_sleep() {
+  // Measured on two cores: 30,000 rounds cost 3 % of a small model's step on a quiet machine.
+  constexpr const char *kRounds = "30000", *kVariable = "GOMP_SPINCOUNT";
+  if (std::getenv(kVariable) || std::getenv("OMP_WAIT_POLICY")) return;
+  ::setenv(kVariable, kRounds, 0);
+  auto words = own_words();
+  ::execv("/proc/self/exe", pointers_to(words).data());
+  log::debug("cannot start over with ", kVariable, ": ", std::strerror(errno));
+}
+
 std::optional<int> launch(const LaunchConfig& config, std::int64_t devices) {
   check(config);
   const Place place = place_from_environment();

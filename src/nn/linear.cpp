@@ -1,6 +1,7 @@
 #include "llava/nn/linear.h"
 
 #include "inference.h"
+#include "products.h"
 
 namespace llava::nn {
 
@@ -44,7 +45,7 @@ torch::Tensor EmbeddingImpl::forward(const torch::Tensor& ids) {
 
 torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight,
                      const torch::Tensor& bias) {
-  return torch::linear(x, weight, bias);
+  return product(x, weight, bias);
 }
 
 }  // namespace llava::nn

@@ -1,5 +1,7 @@
 #include "llava/nn/loss.h"
 
+#include "products.h"
+
 #include <algorithm>
 
 namespace llava::nn {
@@ -30,7 +32,7 @@ Sums chunked_cross_entropy(const Tensor& hidden, const Tensor& weight, const Ten
     const auto end = std::min(n, begin + chunk);
     const auto rows = hidden.slice(0, begin, end);                        // [c, D]
     const auto next = tokens.slice(0, begin, end).unsqueeze(1);           // [c, 1]
-    auto logits = torch::matmul(rows, weight.t()).to(wide);               // [c, V]
+    auto logits = product(rows, weight, {}).to(wide);                     // [c, V]
     const auto log_sum = torch::logsumexp(logits, -1, /*keepdim=*/true);  // [c, 1]
     const auto losses = log_sum - logits.gather(1, next);                 // [c, 1]
     sums.each.slice(0, begin, end).copy_(losses.squeeze(1));
@@ -39,16 +41,12 @@ Sums chunked_cross_entropy(const Tensor& hidden, const Tensor& weight, const Ten
     auto grad_wide = logits.sub_(log_sum).exp_();  // softmax
     grad_wide.scatter_add_(1, next, torch::full_like(log_sum, -1));
     const auto grad = grad_wide.to(hidden.scalar_type());
-    if (wants_hidden) {
-      auto place = sums.grad_hidden.slice(0, begin, end);
-      torch::matmul_out(place, grad, weight);
-    }
-    if (wants_weight) {
-      if (grad.scalar_type() == wide) {
-        sums.grad_weight.addmm_(grad.t(), rows);
-      } else {
-        sums.grad_weight += torch::matmul(grad.t(), rows);
-      }
+    if (wants_hidden) sums.grad_hidden.slice(0, begin, end).copy_(input_gradient(grad, weight));
+    if (!wants_weight) continue;
+    if (grad.scalar_type() == wide) {
+      sums.grad_weight = add_weight_gradient(sums.grad_weight, grad, rows);
+    } else {
+      sums.grad_weight += add_weight_gradient({}, grad, rows);
     }
   }
   return sums;
@@ -67,7 +65,7 @@ struct TokenLossFunction : torch::autograd::Function<TokenLossFunction> {
     context->save_for_backward(
         {sums.grad_hidden,
          sums.grad_weight.defined() ? sums.grad_weight.to(weight.scalar_type()) : Tensor(),
-         positions});
+         positions, weight});
     context->mark_non_differentiable({sums.each});
     return {sums.sum, sums.each};
   }
@@ -82,7 +80,13 @@ struct TokenLossFunction : torch::autograd::Function<TokenLossFunction> {
           torch::zeros({context->saved_data["T"].toInt(), selected.size(1)}, selected.options());
       grad_hidden.index_copy_(0, positions, selected * grads[0]);
     }
-    const auto scaled = grad_weight.defined() ? grad_weight * grads[0] : Tensor();
+    Tensor scaled;
+    const auto& weight = saved[3];
+    if (grad_weight.defined() && weight.scalar_type() == torch::kFloat32 && adds_in_place(weight)) {
+      weight.grad().addcmul_(grad_weight, grads[0]);
+    } else if (grad_weight.defined()) {
+      scaled = grad_weight * grads[0];
+    }
     return {grad_hidden, scaled, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };

@@ -1,6 +1,7 @@
 #include "llava/nn/recompute.h"
 
 #include "inference.h"
+#include "products.h"
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
@@ -125,10 +126,10 @@ struct RemadeLinears : torch::autograd::Function<RemadeLinears> {
     for (std::size_t i = 0; i < plan.has_bias.size(); ++i) {
       const auto& grad = grads[i];
       if (x.requires_grad()) {
-        const auto part = torch::matmul(grad, tensors[next]);
+        const auto part = input_gradient(grad, tensors[next]);
         grad_x = grad_x.defined() ? grad_x.add_(part) : part;
       }
-      if (plan.needs_grad[next]) found[next] = torch::matmul(grad.t(), x.detach());
+      if (plan.needs_grad[next]) found[next] = weight_gradient(grad, x.detach(), tensors[next]);
       ++next;
       if (!plan.has_bias[i]) continue;
       if (plan.needs_grad[next]) found[next] = grad.sum(0);

@@ -3,6 +3,7 @@
 #include "eight_bit.h"
 #include "llava/base/log.h"
 #include "llava/nn/device.h"
+#include "llava/nn/gradients.h"
 #include "modality.h"
 #include "random_state.h"
 #include "signals.h"
@@ -114,7 +115,10 @@ torch::Tensor Trainer::forward_and_backward(const data::Step& work, StepReport& 
     const nn::TokenLoss loss = parts_.model->token_loss(batch.to(compute_.device));
     const auto tokens = by_token ? 1 : std::max<std::int64_t>(1, loss.count);
     const torch::Tensor part = loss.sum / (static_cast<double>(tokens) * divisor);
-    parts_.sync.backward(part, /*last_micro_step=*/micro + 1 == micro_steps);
+    {
+      const nn::AddsGradientsInPlace adding;
+      parts_.sync.backward(part, /*last_micro_step=*/micro + 1 == micro_steps);
+    }
     const ByModality split = split_by_modality(batch, loss.each);
     losses += torch::stack({part.detach(), split.image, split.text});
     learned += torch::tensor({split.image_tokens, split.text_tokens});

@@ -29,6 +29,12 @@ void check(const LaunchConfig& config);
 /// any tensor or thread exists.  Throws Error(usage) for a count that makes no sense.
 std::optional<int> launch(const LaunchConfig& config, std::int64_t devices);
 
+/// Starts this program over, once, with OpenMP told to let waiting threads sleep after some
+/// microseconds (GOMP_SPINCOUNT), unless the environment says how they wait: by default they spin
+/// for milliseconds, and with any other work on the machine a training step takes up to a hundred
+/// times as long. libgomp reads the variable before main. Call it before anything is open.
+void let_waiting_threads_sleep();
+
 /// Which of `visible` GPUs this process uses.  Throws Error(usage) when there are too few.
 std::int64_t device_index(const Place& place, std::int64_t visible);
 
