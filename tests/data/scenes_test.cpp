@@ -47,7 +47,7 @@ TEST(Scenes, PictureShowsTheThingsWhereTheyAre) {
   EXPECT_GT(pixel(35, 22)[0], 150);  // red at the top left, right of the ring's hole
   EXPECT_LT(pixel(35, 22)[2], 100);
   EXPECT_LT(pixel(22, 22)[0] - pixel(22, 22)[1], 60);  // the hole shows the background
-  EXPECT_GT(pixel(62, 62)[2], 150);  // blue at the bottom right
+  EXPECT_GT(pixel(62, 62)[2], 150);                    // blue at the bottom right
   EXPECT_LT(pixel(62, 62)[0], 100);
   EXPECT_EQ(draw(kPair, 84, 5).rgb, image.rgb);
   EXPECT_NE(draw(kPair, 84, 6).rgb, image.rgb);
