@@ -35,7 +35,8 @@ template <class... Parts>
 std::string text_of(const Parts&... parts) {
   std::ostringstream out;
   out.precision(1);
-  (out << std::fixed << ... << parts);
+  out << std::fixed;
+  (out << ... << parts);
   return out.str();
 }
 

@@ -49,7 +49,7 @@ void AnswerText::find_stop() {
   stop_is_between_tokens_ = end == (after == ends_.begin() ? 0 : *(after - 1));
 }
 
-std::string AnswerText::take(std::string decoded) {
+std::string AnswerText::take(const std::string& decoded) {
   held_ += decoded;
   ends_.push_back(released_ + held_.size());
   tokens_before_stop_ = ends_.size();

@@ -205,7 +205,7 @@ void initialize(Llava& model, std::uint64_t seed,
     auto& weight = item.value();
     auto generator = at::make_generator<at::CPUGeneratorImpl>(seed + 1'000'003 * number++);
     if (is_chosen && !is_chosen(item.key())) continue;
-    const auto fill = [&](Tensor place) {  // one block at a time, in float32 on the CPU
+    const auto fill = [&](const Tensor& place) {  // one block at a time, in float32 on the CPU
       auto values = torch::empty(place.sizes(), torch::kFloat32);
       if (item.key().starts_with("projector.")) {
         // torch's default for Linear: uniform within 1 / sqrt(fan in), weight and bias alike.

@@ -96,7 +96,7 @@ std::string character_vocabulary() {
   float rank = 0;
   model += piece("\u2581", rank--, PieceType::normal);
   for (char c = '!'; c <= '~'; ++c) model += piece(std::string(1, c), rank--, PieceType::normal);
-  const auto pieces = static_cast<std::uint64_t>(3 + 256 + 1 + ('~' - '!' + 1));
+  constexpr std::uint64_t pieces = 3 + 256 + 1 + ('~' - '!' + 1);
   // trainer_spec: 3 model_type (2: BPE), 4 vocab_size, 35 byte_fallback; 40 unk_id, 41 bos_id,
   // 42 eos_id, 43 pad_id (-1).
   model += text(2, number(3, 2) + number(4, pieces) + number(35, 1) + number(40, 0) +

@@ -33,7 +33,7 @@ class AnswerText {
   bool stop_is_between_tokens() const { return stop_is_between_tokens_; }
 
  private:
-  std::string take(std::string decoded);
+  std::string take(const std::string& decoded);
   std::string release(std::size_t bytes);
   void find_stop();
 
