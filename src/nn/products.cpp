@@ -1,6 +1,7 @@
 #include "products.h"
 
 #include "cpu_products.h"
+#include "inference.h"
 #include "llava/nn/gradients.h"
 
 #include <torch/csrc/autograd/variable.h>
@@ -43,7 +44,8 @@ struct ProductFunction : torch::autograd::Function<ProductFunction> {
 
 torch::Tensor product(const torch::Tensor& x, const torch::Tensor& weight,
                       const torch::Tensor& bias) {
-  if (!has_cpu_products(x, weight)) return torch::linear(x, weight, bias);
+  // Inference keeps LibTorch's for every number of rows: a row alone is then like one among others.
+  if (is_inference() || !has_cpu_products(x, weight)) return torch::linear(x, weight, bias);
   return ProductFunction::apply(x, weight,
                                 bias.defined() ? std::optional<Tensor>(bias) : std::nullopt);
 }
