@@ -118,14 +118,22 @@ void weight_gradient(const Tensor& grad, const Tensor& x, bool adds, const Tenso
 
 bool is_float(const Tensor& x) { return x.scalar_type() == torch::kFloat32; }
 
+/// Rows a [..., N] beside b [.., K].
+bool serves(const Tensor& a, const Tensor& b) {
+  const auto type = a.scalar_type();
+  return a.is_cpu() && b.is_cpu() && type == b.scalar_type() &&
+         (type == torch::kFloat32 || type == torch::kBFloat16) && cpu::avx512_kernels() &&
+         a.size(-1) % 2 == 0 && b.size(-1) % 2 == 0 && a.numel() >= kEnoughRows * a.size(-1);
+}
+
 }  // namespace
 
 bool has_cpu_products(const torch::Tensor& x, const torch::Tensor& weight) {
-  const auto type = x.scalar_type();
-  return x.is_cpu() && weight.is_cpu() && type == weight.scalar_type() &&
-         (type == torch::kFloat32 || type == torch::kBFloat16) && cpu::avx512_kernels() &&
-         x.size(-1) % 2 == 0 && weight.size(0) % 2 == 0 && weight.size(1) % 2 == 0 &&
-         x.numel() >= kEnoughRows * x.size(-1) && weight.is_contiguous();
+  return serves(x, weight) && weight.size(0) % 2 == 0 && weight.is_contiguous();
+}
+
+bool has_cpu_weight_gradient(const torch::Tensor& grad, const torch::Tensor& x) {
+  return serves(grad, x);
 }
 
 torch::Tensor cpu_product(const torch::Tensor& x_, const torch::Tensor& weight,

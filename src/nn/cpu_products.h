@@ -1,4 +1,4 @@
-// Matrix products of training and of prefill on CPUs with AVX-512: a weight's panel of 64 columns
+// Matrix products of training on CPUs with AVX-512: a weight's panel of 64 columns
 // is packed into the cache, and all rows go through it. LibTorch's float32 products are written for
 // AVX2 on many of these CPUs, and its bfloat16 ones pack both operands. Sums are in fp32, in one
 // order: a row's result depends neither on the rows beside it nor on the number of threads.
@@ -12,6 +12,9 @@ namespace llava::nn {
 /// Whether these products serve rows x [..., K] or gradients x [..., N] with weight [N, K]: both
 /// float32 or both bfloat16, sizes even, rows enough to pay for packing.
 bool has_cpu_products(const torch::Tensor& x, const torch::Tensor& weight);
+
+/// Whether cpu_weight_gradient() serves grad [T, N] and x [T, K]; any number of rows that pays.
+bool has_cpu_weight_gradient(const torch::Tensor& grad, const torch::Tensor& x);
 
 /// x [T, K], weight [N, K], bias [N] or undefined -> [T, N].
 torch::Tensor cpu_product(const torch::Tensor& x, const torch::Tensor& weight,

@@ -53,6 +53,26 @@ TEST(Rank, DISABLED_LaunchesThree) {
   });
 }
 
+TEST(Rank, DISABLED_StartsOver) {
+  support::play([] {
+    let_waiting_threads_sleep();  // does not come back the first time
+    const char* rounds = std::getenv("GOMP_SPINCOUNT");
+    std::printf("rounds %s\n", rounds ? rounds : "as before");
+    return 0;
+  });
+}
+
+TEST(Launch, WaitingThreadsSleepUnlessToldHowToWait) {
+  if (std::getenv("GOMP_SPINCOUNT") == nullptr) {
+    const auto outcome = run_alone("StartsOver", {});
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    EXPECT_THAT(outcome.out, HasSubstr("rounds 30000"));
+    EXPECT_THAT(run_alone("StartsOver", {{"OMP_WAIT_POLICY", "active"}}).out,
+                HasSubstr("rounds as before"));
+  }
+  EXPECT_THAT(run_alone("StartsOver", {{"GOMP_SPINCOUNT", "7"}}).out, HasSubstr("rounds 7"));
+}
+
 TEST(Launch, StartsRanksThatMeet) {
   const auto outcome = run_alone("LaunchesThree", {{"OMP_NUM_THREADS", "2"}});
   EXPECT_EQ(outcome.code, 0) << outcome.err;
