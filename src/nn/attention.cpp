@@ -3,6 +3,7 @@
 #include "llava/base/check.h"
 
 #include "cpu_attention.h"
+#include "cpu_flash.h"
 
 #include <algorithm>
 #include <optional>
@@ -66,6 +67,17 @@ Tensor cpu_row(const Tensor& q, const Tensor& k, const Tensor& v, const Rows& ro
       .squeeze(0);
 }
 
+/// Sequences q, k, v [N, H, P, E] as rows of one flat batch -> [N, H, P, E].
+Tensor flat_full_attention(const Tensor& q, const Tensor& k, const Tensor& v) {
+  const auto N = q.size(0), P = q.size(2);
+  std::vector<std::int64_t> starts;
+  for (std::int64_t n = 0; n <= N; ++n) starts.push_back(n * P);
+  const auto flat = [](const Tensor& x) { return x.transpose(1, 2).flatten(0, 1); };
+  return cpu_flash(flat(q), flat(k), flat(v), starts, /*is_causal=*/false)
+      .unflatten(0, {N, P})
+      .transpose(1, 2);
+}
+
 }  // namespace
 
 Rows::Rows(const std::vector<std::int64_t>& starts_, const std::vector<KvCache*>& caches_,
@@ -105,6 +117,9 @@ torch::Tensor attention(const torch::Tensor& q, const torch::Tensor& k, const to
                                                     /*return_debug_mask=*/false));
   }
 
+  if (rows.caches.empty() && has_cpu_flash(q, k))
+    return cpu_flash(q, k, v, rows.starts, /*is_causal=*/true);
+
   std::vector<Tensor> outputs;  // [T of the row, H, E]
   for (std::int64_t row = 0; row < rows.size(); ++row) {
     if (has_cpu_attention(q)) {
@@ -134,6 +149,7 @@ torch::Tensor full_attention(const torch::Tensor& q, const torch::Tensor& k,
     return cpu_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), /*first=*/0,
                          /*is_causal=*/false)
         .transpose(1, 2);
+  if (has_cpu_flash(q, k)) return flat_full_attention(q, k, v);
   return scaled_dot_product(q, k, v, {}, false);
 }
 

@@ -7,6 +7,7 @@
 #include <immintrin.h>
 
 #include "cpu_quantize.h"
+#include "cpu_vectors.h"
 
 namespace llava::nn::cpu {
 namespace {
@@ -15,24 +16,6 @@ constexpr int kVectors = 4;  // of 16 outputs in a block
 
 __m512i load(const void* from) { return _mm512_loadu_si512(from); }
 __m512bh pairs(__m512i bits) { return reinterpret_cast<__m512bh>(bits); }
-
-/// The pair of inputs at `x`, in all lanes.
-__m512i broadcast(const void* x) {
-  std::int32_t bits;
-  __builtin_memcpy(&bits, x, sizeof bits);
-  return _mm512_set1_epi32(bits);
-}
-
-/// 16 bfloat16 numbers as floats.
-__m512 widen(const void* from, __mmask16 mask = 0xffff) {
-  const auto bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
-}
-
-/// Lanes of 16 that are among the `left` to do.
-__mmask16 first_lanes(std::int64_t left) {
-  return static_cast<__mmask16>(left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0);
-}
 
 // ── Products ────────────────────────────────────────────────────────────────────────────────────
 
@@ -172,18 +155,6 @@ void pack_columns(const std::uint16_t* values, std::int64_t stride, std::int64_t
 
 // ── Attention ───────────────────────────────────────────────────────────────────────────────────
 
-/// e^x for x <= 0, to about 2 units in the last place. Taylor in r, |r| <= ln 2 / 2.
-__m512 exponential(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_set1_ps(-87.0F));
-  const auto n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504F)), 0);
-  auto r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375F), x);  // ln 2 in two parts
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4F), r);
-  constexpr float kTaylor[] = {1.0F / 120, 1.0F / 24, 1.0F / 6, 0.5F, 1.0F, 1.0F};
-  auto p = _mm512_set1_ps(1.0F / 720);
-  for (const float c : kTaylor) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
-  return _mm512_scalef_ps(p, n);
-}
-
 void store_bfloat16(std::uint16_t* to, __m512 x, __mmask16 mask = 0xffff) {
   _mm256_mask_storeu_epi16(to, mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
 }
@@ -318,12 +289,6 @@ void store_rows(const float* y, std::int64_t y_stride, std::int64_t rows, std::i
   }
 }
 
-/// A result of an operation on bfloat16 numbers, as floats.
-__m512 rounded(__m512 x) {
-  const auto bits = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-
 void rms_norm(const std::uint16_t* x, const std::uint16_t* weight, std::int64_t width, float eps,
               std::uint16_t* y) {
   auto squares = _mm512_setzero_ps();
@@ -338,15 +303,6 @@ void rms_norm(const std::uint16_t* x, const std::uint16_t* weight, std::int64_t 
     const auto normed = rounded(_mm512_mul_ps(widen(x + i, mask), scale));
     store_bfloat16(y + i, _mm512_mul_ps(widen(weight + i, mask), normed), mask);
   }
-}
-
-/// 1 / (1 + e^-x), by the exponential of a number that is not positive.
-__m512 sigmoid(__m512 x) {
-  const auto one = _mm512_set1_ps(1);
-  const auto power = exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
-  const auto small = _mm512_div_ps(power, _mm512_add_ps(one, power));  // of -|x|
-  const auto negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
-  return _mm512_mask_mov_ps(_mm512_sub_ps(one, small), negative, small);
 }
 
 void swiglu(const std::uint16_t* gate, const std::uint16_t* up, std::int64_t n, std::uint16_t* y) {

@@ -7,19 +7,13 @@
 
 #include <immintrin.h>
 
+#include "cpu_vectors.h"
+
 namespace llava::nn::cpu {
 namespace {
 
 constexpr int kVectors = 4;  // of 16 columns in a panel
 constexpr int kTile = 16;    // of a transposition
-
-__mmask16 first_lanes(std::int64_t left) {
-  return static_cast<__mmask16>(left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0);
-}
-__m512 widen(const void* from, __mmask16 mask) {
-  const auto bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
-}
 
 // ── Products ────────────────────────────────────────────────────────────────────────────────────
 
@@ -169,13 +163,6 @@ void transpose_bfloat16(const std::uint16_t* from, std::int64_t from_stride, std
 }
 
 // ── Results ─────────────────────────────────────────────────────────────────────────────────────
-
-__m512 read(const float* from, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, from); }
-__m512 read(const std::uint16_t* from, __mmask16 mask) { return widen(from, mask); }
-void write(float* to, __mmask16 mask, __m512 x) { _mm512_mask_storeu_ps(to, mask, x); }
-void write(std::uint16_t* to, __mmask16 mask, __m512 x) {
-  _mm256_mask_storeu_epi16(to, mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
-}
 
 template <class Element>
 void store(const float* y, std::int64_t rows, std::int64_t columns, const float* bias, bool adds,
