@@ -2,6 +2,7 @@
 
 #include "llava/base/check.h"
 #include "llava/model/image_features.h"
+#include "llava/nn/gradients.h"
 #include "llava/nn/loss.h"
 
 #include <ATen/CPUGeneratorImpl.h>
@@ -81,6 +82,7 @@ Tensor LlavaImpl::pixel_values(const Tensor& tiles) {
 
 Tensor LlavaImpl::vision_features(const Tensor& pixels) {
   // Nothing is recorded for a frozen tower.
+  const nn::PartOfTraining part(torch::GradMode::is_enabled());
   const at::AutoGradMode mode(torch::GradMode::is_enabled() && nn::is_trainable(*vision));
   std::vector<Tensor> features;
   for (const auto& states : vision->forward(pixels, config.feature_layers))

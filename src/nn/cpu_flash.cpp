@@ -138,7 +138,7 @@ struct FlashFunction : torch::autograd::Function<FlashFunction> {
 
 bool has_cpu_flash(const torch::Tensor& q, const torch::Tensor& k) {
   const auto type = q.scalar_type();
-  return !is_inference() && q.is_cpu() && k.is_cpu() && type == k.scalar_type() &&
+  return is_part_of_training() && q.is_cpu() && k.is_cpu() && type == k.scalar_type() &&
          (type == torch::kFloat32 || type == torch::kBFloat16) && q.size(-1) % 2 == 0 &&
          q.size(-1) <= kLargestHead && cpu::has_flash();
 }

@@ -2,6 +2,7 @@
 // otherwise than training's do.
 #pragma once
 
+#include "llava/nn/gradients.h"
 #include "llava/torch.h"
 
 namespace llava::nn {
@@ -19,5 +20,9 @@ class RunsAgain {
 };
 
 inline bool is_inference() { return !torch::GradMode::is_enabled() && RunsAgain::depth == 0; }
+
+/// Whether training's products and attention may serve: gradients are recorded, now or when this
+/// runs again, or nobody needs them but training alone sees the result.
+inline bool is_part_of_training() { return !is_inference() || PartOfTraining::is_on(); }
 
 }  // namespace llava::nn

@@ -46,7 +46,7 @@ torch::Tensor product(const torch::Tensor& x, const torch::Tensor& weight,
                       const torch::Tensor& bias) {
   // Inference keeps LibTorch's for every number of rows: a row alone is then rounded like one among
   // others. Against fp64 both are equally far off.
-  if (is_inference() || !has_cpu_products(x, weight)) return torch::linear(x, weight, bias);
+  if (!is_part_of_training() || !has_cpu_products(x, weight)) return torch::linear(x, weight, bias);
   return ProductFunction::apply(x, weight,
                                 bias.defined() ? std::optional<Tensor>(bias) : std::nullopt);
 }

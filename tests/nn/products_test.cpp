@@ -71,6 +71,20 @@ TEST(Products, ARowDoesNotDependOnItsNeighbours) {
   }
 }
 
+TEST(Products, WithoutGradientsOnlyAPartOfTrainingIsRoundedAsTraining) {
+  torch::manual_seed(4);
+  const auto x = torch::randn({200, 96}), weight = torch::randn({160, 96});
+  const auto trained = nn::linear(x, weight);
+  const torch::NoGradGuard no_grad;
+  EXPECT_TRUE(torch::equal(nn::linear(x, weight), torch::linear(x, weight)));
+  {
+    const nn::PartOfTraining part(false);
+    EXPECT_TRUE(torch::equal(nn::linear(x, weight), torch::linear(x, weight)));
+  }
+  const nn::PartOfTraining part(true);
+  EXPECT_TRUE(torch::equal(nn::linear(x, weight), trained));
+}
+
 TEST(Products, BatchesOfRowsKeepTheirShape) {
   const auto x = torch::randn({3, 50, 32}), weight = torch::randn({64, 32});
   EXPECT_EQ(nn::linear(x, weight).sizes(), (std::vector<std::int64_t>{3, 50, 64}));
