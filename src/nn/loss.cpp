@@ -1,5 +1,8 @@
 #include "llava/nn/loss.h"
 
+#include "llava/nn/gradients.h"
+
+#include "cpu_training_rows.h"
 #include "products.h"
 
 #include <algorithm>
@@ -12,6 +15,37 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr std::int64_t kChunkBytes = 128 << 20;  // fp32 logits that may exist at a time
+
+/// Losses [c] of rows [c, D] against tokens [c], and the gradients of their logits [c, V] where
+/// wanted.
+struct Chunk {
+  Tensor losses, grad_logits;
+};
+Chunk cross_entropy(const Tensor& rows, const Tensor& weight, const Tensor& tokens,
+                    torch::ScalarType wide, bool wants_gradients) {
+  const auto made = product(rows, weight, {});
+  if (has_cpu_training_rows(made)) return {cpu_cross_entropy(made, tokens, wants_gradients), made};
+  auto logits = made.to(wide);
+  const auto next = tokens.unsqueeze(1);                                // [c, 1]
+  const auto log_sum = torch::logsumexp(logits, -1, /*keepdim=*/true);  // [c, 1]
+  const auto losses = log_sum - logits.gather(1, next);                 // [c, 1]
+  if (!wants_gradients) return {losses.squeeze(1), {}};
+  auto grad = logits.sub_(log_sum).exp_();  // softmax
+  grad.scatter_add_(1, next, torch::full_like(log_sum, -1));
+  return {losses.squeeze(1), grad.to(rows.scalar_type())};
+}
+
+/// Adds the gradient of a weight by one chunk to that of those before, which is in `wide`: adding
+/// rounded chunks would lose what one product keeps.
+void add_chunk(Tensor& sum, const Tensor& grad, const Tensor& rows, bool is_only,
+               torch::ScalarType wide) {
+  if (is_only || grad.scalar_type() == wide) {
+    sum = add_weight_gradient(sum, grad, rows);
+  } else {
+    const auto part = add_weight_gradient({}, grad, rows);
+    sum = sum.defined() ? sum.add_(part) : part.to(wide);
+  }
+}
 
 /// Cross-entropy, each and summed, of hidden [n, D] against tokens [n], and with `wants` its
 /// gradients, chunk by chunk.
@@ -26,28 +60,16 @@ Sums chunked_cross_entropy(const Tensor& hidden, const Tensor& weight, const Ten
   sums.sum = torch::zeros({}, hidden.options().dtype(wide));
   sums.each = torch::empty({n}, sums.sum.options());
   if (wants_hidden) sums.grad_hidden = torch::empty_like(hidden);
-  // Summed over chunks in fp32: adding rounded chunks would lose what one product keeps.
-  if (wants_weight) sums.grad_weight = torch::zeros_like(weight, weight.options().dtype(wide));
+  if (wants_weight && n == 0) sums.grad_weight = torch::zeros_like(weight);
   for (std::int64_t begin = 0; begin < n; begin += chunk) {
     const auto end = std::min(n, begin + chunk);
-    const auto rows = hidden.slice(0, begin, end);                        // [c, D]
-    const auto next = tokens.slice(0, begin, end).unsqueeze(1);           // [c, 1]
-    auto logits = product(rows, weight, {}).to(wide);                     // [c, V]
-    const auto log_sum = torch::logsumexp(logits, -1, /*keepdim=*/true);  // [c, 1]
-    const auto losses = log_sum - logits.gather(1, next);                 // [c, 1]
-    sums.each.slice(0, begin, end).copy_(losses.squeeze(1));
+    const auto rows = hidden.slice(0, begin, end);  // [c, D]
+    const auto [losses, grad] = cross_entropy(rows, weight, tokens.slice(0, begin, end), wide,
+                                              wants_hidden || wants_weight);
+    sums.each.slice(0, begin, end).copy_(losses);
     sums.sum += losses.sum();
-    if (!wants_hidden && !wants_weight) continue;
-    auto grad_wide = logits.sub_(log_sum).exp_();  // softmax
-    grad_wide.scatter_add_(1, next, torch::full_like(log_sum, -1));
-    const auto grad = grad_wide.to(hidden.scalar_type());
     if (wants_hidden) sums.grad_hidden.slice(0, begin, end).copy_(input_gradient(grad, weight));
-    if (!wants_weight) continue;
-    if (grad.scalar_type() == wide) {
-      sums.grad_weight = add_weight_gradient(sums.grad_weight, grad, rows);
-    } else {
-      sums.grad_weight += add_weight_gradient({}, grad, rows);
-    }
+    if (wants_weight) add_chunk(sums.grad_weight, grad, rows, /*is_only=*/n <= chunk, wide);
   }
   return sums;
 }
@@ -59,6 +81,7 @@ struct TokenLossFunction : torch::autograd::Function<TokenLossFunction> {
                                bool is_recorded) {
     const bool wants_hidden = is_recorded && hidden.requires_grad();
     const bool wants_weight = is_recorded && weight.requires_grad();
+    const PartOfTraining part(is_recorded);
     const auto sums = chunked_cross_entropy(hidden.index_select(0, positions), weight, tokens,
                                             chunk, wants_hidden, wants_weight);
     context->saved_data["T"] = hidden.size(0);

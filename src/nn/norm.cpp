@@ -1,6 +1,7 @@
 #include "llava/nn/norm.h"
 
 #include "cpu_rows.h"
+#include "cpu_training_rows.h"
 
 namespace llava::nn {
 namespace {
@@ -20,8 +21,14 @@ Tensor inverse_rms(const Tensor& x_wide, double eps) {
 }
 
 struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
-  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight,
-                        double eps) {
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight, double eps,
+                        bool is_own) {
+    context->saved_data["is_own"] = is_own;
+    if (is_own) {
+      const auto [y, scale] = cpu_training_rms_norm(x, weight, eps);
+      context->save_for_backward({x, weight, scale});
+      return y;
+    }
     const auto x_wide = x.to(wide(x.scalar_type()));
     const auto scale = inverse_rms(x_wide, eps);
     context->save_for_backward({x, weight, scale});
@@ -32,6 +39,11 @@ struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const auto saved = context->get_saved_variables();
     const auto &x = saved[0], &weight = saved[1], &scale = saved[2];
+    if (context->saved_data["is_own"].toBool()) {
+      const auto found = cpu_rms_norm_gradients(
+          x, weight, scale, grads[0], context->needs_input_grad(0), context->needs_input_grad(1));
+      return {found.x, found.weight, Tensor(), Tensor()};
+    }
     const auto type = scale.scalar_type();
     const auto normed = x.to(type) * scale;
     const auto grad = grads[0].to(type);
@@ -46,16 +58,16 @@ struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
       const auto mean = (grad_normed * normed).mean(-1, /*keepdim=*/true);
       grad_x = grad_normed.sub_(normed * mean).mul_(scale).to(x.scalar_type());
     }
-    return {grad_x, grad_weight, Tensor()};
+    return {grad_x, grad_weight, Tensor(), Tensor()};
   }
 };
 
 }  // namespace
 
 torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight, double eps) {
-  return has_cpu_kernels(x) && weight.scalar_type() == x.scalar_type()
-             ? cpu_rms_norm(x, weight, eps)
-             : RmsNormFunction::apply(x, weight, eps);
+  const bool is_one_type = weight.scalar_type() == x.scalar_type();
+  if (has_cpu_kernels(x) && is_one_type) return cpu_rms_norm(x, weight, eps);
+  return RmsNormFunction::apply(x, weight, eps, has_cpu_training_rows(x) && is_one_type);
 }
 
 RmsNormImpl::RmsNormImpl(std::int64_t width, double eps, const torch::TensorOptions& options)

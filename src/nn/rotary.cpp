@@ -1,6 +1,7 @@
 #include "llava/nn/rotary.h"
 
 #include "cpu_rows.h"
+#include "cpu_training_rows.h"
 
 #include <algorithm>
 #include <cmath>
@@ -47,7 +48,7 @@ Tensor llama3_frequencies(const RotaryConfig& config) {
 
 /// x [T, H, E] turned by the angles, or back when `sign` is -1. Every product and sum is rounded to
 /// x's type, as transformers does.
-Tensor turn(const Tensor& x, const Tensor& cos, const Tensor& sin, double sign) {
+Tensor turn_by_parts(const Tensor& x, const Tensor& cos, const Tensor& sin, double sign) {
   const auto half = x.size(-1) / 2;
   const auto c = cos.unsqueeze(1), s = sin.unsqueeze(1);  // [T, 1, E/2]
   const auto x1 = x.narrow(-1, 0, half), x2 = x.narrow(-1, half, half);
@@ -58,15 +59,21 @@ Tensor turn(const Tensor& x, const Tensor& cos, const Tensor& sin, double sign) 
   return out;
 }
 
+Tensor turn(const Tensor& x, const Tensor& cos, const Tensor& sin, double sign, bool is_own) {
+  return is_own ? cpu_turn(x, cos, sin, sign) : turn_by_parts(x, cos, sin, sign);
+}
+
 struct RotateFunction : torch::autograd::Function<RotateFunction> {
   static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& cos,
-                        const Tensor& sin) {
+                        const Tensor& sin, bool is_own) {
     context->save_for_backward({cos, sin});
-    return turn(x, cos, sin, 1);
+    context->saved_data["is_own"] = is_own;
+    return turn(x, cos, sin, 1, is_own);
   }
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const auto saved = context->get_saved_variables();
-    return {turn(grads[0], saved[0], saved[1], -1), Tensor(), Tensor()};
+    const bool is_own = context->saved_data["is_own"].toBool();
+    return {turn(grads[0], saved[0], saved[1], -1, is_own), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -123,7 +130,9 @@ std::pair<torch::Tensor, torch::Tensor> Rotary::rows(const std::vector<std::int6
 }
 
 torch::Tensor rotate(const torch::Tensor& x, const torch::Tensor& cos, const torch::Tensor& sin) {
-  return has_cpu_kernels(x) ? cpu_rotate(x, cos, sin) : RotateFunction::apply(x, cos, sin);
+  if (has_cpu_kernels(x)) return cpu_rotate(x, cos, sin);
+  const bool is_own = has_cpu_training_rows(x) && cos.scalar_type() == x.scalar_type();
+  return RotateFunction::apply(x, cos, sin, is_own);
 }
 
 }  // namespace llava::nn

@@ -82,6 +82,28 @@ TEST(Loss, Bfloat16KeepsSoftmaxAndSumInFloat32) {
   }
 }
 
+// Rows enough for our products, a vocabulary that fills no vector, in one chunk and in several.
+TEST(Loss, FloatsGiveWhatDoublesGive) {
+  torch::manual_seed(4);
+  const auto hidden = torch::randn({150, 24}), weight = torch::randn({1002, 24});
+  const auto labels = torch::randint(0, 1002, {150}, torch::kInt64);
+  const auto results = [&](torch::ScalarType type, std::int64_t chunk) {
+    const auto h = hidden.to(type, false, true).requires_grad_();
+    const auto w = weight.to(type, false, true).requires_grad_();
+    const auto loss = nn::next_token_loss(h, w, labels, {0, 70, 150}, chunk);
+    auto all = torch::autograd::grad({loss.sum * 0.5}, {h, w});
+    all.insert(all.end(), {loss.sum.detach(), loss.each});
+    return all;
+  };
+  for (const std::int64_t chunk : {0, 60}) {
+    const auto found = results(torch::kFloat32, chunk), wanted = results(torch::kFloat64, chunk);
+    for (std::size_t i = 0; i < found.size(); ++i)
+      EXPECT_LE((found[i] - wanted[i]).abs().max().item<double>(),
+                2e-6 * wanted[i].abs().max().item<double>())
+          << i;
+  }
+}
+
 TEST(Loss, NothingLearnedIsZeroWithZeroGradients) {
   auto inputs = given();
   inputs.labels.fill_(-100);
