@@ -7,11 +7,21 @@
 
 namespace llava::nn::cpu {
 
+/// Where a product of up to 64 columns goes: y [rows, columns], with a bias (or nullptr), and with
+/// `adds` on top of what is there.
+template <class Element>
+struct ProductTarget {
+  Element* y;
+  std::int64_t stride, columns;
+  const float* bias;
+  bool adds;
+};
+
 template <class Element>
 struct ProductKernels {
-  /// y [rows, 64] = x [rows, K] times a panel; x's rows `x_stride` apart, y's 64.
+  /// x [rows, K] times a panel; x's rows `x_stride` apart.
   void (*multiply)(const Element* x, std::int64_t x_stride, std::int64_t rows, const Element* panel,
-                   std::int64_t K, float* y);
+                   std::int64_t K, const ProductTarget<Element>& to);
   /// Up to 64 rows of a weight [rows, K] as columns of a panel; missing ones are zeros.
   void (*pack_rows)(const Element* weight, std::int64_t stride, std::int64_t rows, std::int64_t K,
                     Element* panel);
@@ -21,9 +31,6 @@ struct ProductKernels {
   /// [rows, columns] to [columns, rows].
   void (*transpose)(const Element* from, std::int64_t from_stride, std::int64_t rows,
                     std::int64_t columns, Element* to, std::int64_t to_stride);
-  /// y [rows, 64] to `to` [rows, columns]: with a bias (or nullptr), and on top of what is there.
-  void (*store)(const float* y, std::int64_t rows, std::int64_t columns, const float* bias,
-                bool adds, Element* to, std::int64_t to_stride);
 };
 
 /// nullptr where they were not compiled or the CPU lacks what they need.

@@ -14,7 +14,6 @@ namespace {
 using torch::Tensor;
 
 constexpr std::int64_t kEnoughRows = 48;         // below, packing a weight costs more than it gains
-constexpr std::int64_t kRowsAtOnce = 96;         // whose sums wait in the cache
 constexpr std::int64_t kWorthAThread = 1 << 21;  // multiplications
 
 template <class Element>
@@ -34,7 +33,7 @@ const Element* data(const Tensor& x) {
 }
 
 /// Room that a thread keeps for its next call.
-template <class T, int kUse>
+template <class T>
 T* scratch(std::int64_t count) {
   static thread_local std::vector<T> room;
   if (room.size() < static_cast<std::size_t>(count)) room.resize(static_cast<std::size_t>(count));
@@ -54,20 +53,20 @@ void multiply(const Element* x, std::int64_t x_stride, std::int64_t M, std::int6
   const auto part_rows = cpu::round_up((M + parts - 1) / parts, 6);
   const auto grain = std::max<std::int64_t>(1, kWorthAThread / (cpu::kBlock * K * part_rows));
   at::parallel_for(0, panels * parts, grain, [&](std::int64_t begin, std::int64_t end) {
-    auto* panel = scratch<Element, 0>(cpu::round_up(K, 2) * cpu::kBlock);
-    auto* tile = scratch<float, 1>(kRowsAtOnce * cpu::kBlock);
+    auto* panel = scratch<Element>(cpu::round_up(K, 2) * cpu::kBlock);
     std::int64_t packed = -1;
     for (auto job = begin; job < end; ++job) {
       const auto column = job / parts * cpu::kBlock;
       if (packed != column) pack(column, panel);
       packed = column;
       const auto last = std::min(M, (job % parts + 1) * part_rows);
-      for (auto row = job % parts * part_rows; row < last; row += kRowsAtOnce) {
-        const auto rows = std::min(kRowsAtOnce, last - row);
-        own.multiply(x + row * x_stride, x_stride, rows, panel, K, tile);
-        own.store(tile, rows, std::min(cpu::kBlock, N - column), bias ? bias + column : nullptr,
-                  adds, y + row * N + column, N);
-      }
+      const auto row = job % parts * part_rows;
+      own.multiply(x + row * x_stride, x_stride, last - row, panel, K,
+                   {.y = y + row * N + column,
+                    .stride = N,
+                    .columns = std::min(cpu::kBlock, N - column),
+                    .bias = bias ? bias + column : nullptr,
+                    .adds = adds});
     }
   });
 }

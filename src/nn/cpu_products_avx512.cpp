@@ -7,7 +7,7 @@
 
 #include <immintrin.h>
 
-#include "cpu_vectors.h"
+#include "cpu_tiles.h"
 
 namespace llava::nn::cpu {
 namespace {
@@ -17,42 +17,50 @@ constexpr int kTile = 16;    // of a transposition
 
 // ── Products ────────────────────────────────────────────────────────────────────────────────────
 
-template <int M>
-void multiply_rows(const float* x, std::int64_t x_stride, const float* panel, std::int64_t K,
-                   float* y) {
-  __m512 sums[M][kVectors];
-  for (int m = 0; m < M; ++m)
-    for (auto& sum : sums[m]) sum = _mm512_setzero_ps();
-  for (std::int64_t k = 0; k < K; ++k, panel += kBlock) {
-    __m512 weights[kVectors];
-    for (int i = 0; i < kVectors; ++i) weights[i] = _mm512_loadu_ps(panel + 16 * i);
+/// Rows of a product with 16 V columns, the last 16 of them where `mask` says.
+template <class Element, int M, int V>
+void multiply_rows(const Operand& x, const Element* panel, std::int64_t steps,
+                   const ProductTarget<Element>& to, __mmask16 mask) {
+  __m512 sums[M][V];
+  for (auto& row : sums)
+    for (auto& sum : row) sum = _mm512_setzero_ps();
+  sum_up<Element>(x, panel, steps, sums);
+  for (int i = 0; i < V; ++i) {
+    const auto lanes = i == V - 1 ? mask : __mmask16{0xffff};
+    const auto bias = to.bias ? read(to.bias + 16 * i, lanes) : _mm512_setzero_ps();
     for (int m = 0; m < M; ++m) {
-      const auto input = _mm512_set1_ps(x[m * x_stride + k]);
-      for (int i = 0; i < kVectors; ++i)
-        sums[m][i] = _mm512_fmadd_ps(weights[i], input, sums[m][i]);
+      auto* place = to.y + m * to.stride + 16 * i;
+      auto value = _mm512_add_ps(sums[m][i], bias);
+      if (to.adds) value = _mm512_add_ps(value, read(place, lanes));
+      write(place, lanes, value);
     }
   }
-  for (int m = 0; m < M; ++m)
-    for (int i = 0; i < kVectors; ++i) _mm512_storeu_ps(y + m * kBlock + 16 * i, sums[m][i]);
 }
 
-void multiply_float(const float* x, std::int64_t x_stride, std::int64_t rows, const float* panel,
-                    std::int64_t K, float* y) {
-  for (; rows >= 6; rows -= 6, x += 6 * x_stride, y += 6 * kBlock)
-    multiply_rows<6>(x, x_stride, panel, K, y);
-  switch (rows) {
-    case 5: return multiply_rows<5>(x, x_stride, panel, K, y);
-    case 4: return multiply_rows<4>(x, x_stride, panel, K, y);
-    case 3: return multiply_rows<3>(x, x_stride, panel, K, y);
-    case 2: return multiply_rows<2>(x, x_stride, panel, K, y);
-    case 1: return multiply_rows<1>(x, x_stride, panel, K, y);
-    default: return;
+template <class Element>
+using MultiplyRows = void (*)(const Operand&, const Element*, std::int64_t,
+                              const ProductTarget<Element>&, __mmask16);
+template <class Element, int M>
+constexpr MultiplyRows<Element> kMultiplyOf[] = {
+    multiply_rows<Element, M, 1>, multiply_rows<Element, M, 2>, multiply_rows<Element, M, 3>,
+    multiply_rows<Element, M, 4>};
+template <class Element>
+constexpr const MultiplyRows<Element>* kMultiply[] = {
+    kMultiplyOf<Element, 1>, kMultiplyOf<Element, 2>, kMultiplyOf<Element, 3>,
+    kMultiplyOf<Element, 4>, kMultiplyOf<Element, 5>, kMultiplyOf<Element, 6>};
+
+template <class Element>
+void multiply(const Element* x, std::int64_t x_stride, std::int64_t rows, const Element* panel,
+              std::int64_t K, const ProductTarget<Element>& to) {
+  const auto vectors = (to.columns + 15) / 16;
+  const auto mask = first_lanes(to.columns - 16 * (vectors - 1));
+  auto part = to;
+  for (std::int64_t row = 0; row < rows; row += kRows) {
+    part.y = to.y + row * to.stride;
+    kMultiply<Element>[at_most(kRows, rows - row) - 1][vectors - 1](
+        {x + row * x_stride, x_stride / kPerWord<Element>, 1}, panel, words<Element>(K), part,
+        mask);
   }
-}
-
-void multiply_bfloat16(const std::uint16_t* x, std::int64_t x_stride, std::int64_t rows,
-                       const std::uint16_t* panel, std::int64_t K, float* y) {
-  avx512_kernels()->multiply_bfloat16(x, x_stride, rows, panel, round_up(K, 2), y, kBlock);
 }
 
 // ── Transpositions ──────────────────────────────────────────────────────────────────────────────
@@ -162,36 +170,18 @@ void transpose_bfloat16(const std::uint16_t* from, std::int64_t from_stride, std
   }
 }
 
-// ── Results ─────────────────────────────────────────────────────────────────────────────────────
-
-template <class Element>
-void store(const float* y, std::int64_t rows, std::int64_t columns, const float* bias, bool adds,
-           Element* to, std::int64_t to_stride) {
-  for (std::int64_t n = 0; n < columns; n += 16) {
-    const auto mask = first_lanes(columns - n);
-    const auto added = bias ? _mm512_maskz_loadu_ps(mask, bias + n) : _mm512_setzero_ps();
-    for (std::int64_t m = 0; m < rows; ++m) {
-      auto* place = to + m * to_stride + n;
-      auto value = _mm512_add_ps(_mm512_loadu_ps(y + m * kBlock + n), added);
-      if (adds) value = _mm512_add_ps(value, read(place, mask));
-      write(place, mask, value);
-    }
-  }
-}
-
 }  // namespace
 
 const ProductKernels<float>* float_products() {
-  static const ProductKernels<float> kernels{multiply_float, pack_float_rows, pack_float_columns,
-                                             transpose_float, store<float>};
+  static const ProductKernels<float> kernels{multiply<float>, pack_float_rows, pack_float_columns,
+                                             transpose_float};
   return avx512_kernels() ? &kernels : nullptr;
 }
 
 const ProductKernels<std::uint16_t>* bfloat16_products() {
   static const ProductKernels<std::uint16_t> kernels{
-      multiply_bfloat16, pack_bfloat16_rows,
-      avx512_kernels() ? avx512_kernels()->pack_columns : nullptr, transpose_bfloat16,
-      store<std::uint16_t>};
+      multiply<std::uint16_t>, pack_bfloat16_rows,
+      avx512_kernels() ? avx512_kernels()->pack_columns : nullptr, transpose_bfloat16};
   return avx512_kernels() ? &kernels : nullptr;
 }
 
