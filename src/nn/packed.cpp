@@ -19,10 +19,20 @@ using torch::Tensor;
 constexpr std::int64_t kWorthAThread = 1 << 18;  // multiplications
 constexpr std::int64_t kRowsAtOnce = 96;         // rows of x whose outputs wait in the cache
 
+/// Inputs as they are packed: the last group of bytes is filled up with zeros.
+std::int64_t padded(std::int64_t inputs, Packing packing) {
+  return packing == Packing::int8 ? cpu::round_up(inputs, cpu::kInt8Group) : inputs;
+}
+
+Tensor with_padding(const Tensor& x, Packing packing) {  // [T, K]
+  const auto missing = padded(x.size(1), packing) - x.size(1);
+  return missing == 0 ? x : torch::constant_pad_nd(x, {0, missing});
+}
+
 std::int64_t bytes_of_block(Packing packing, std::int64_t inputs) {
   switch (packing) {
     case Packing::bfloat16: return cpu::kBlock * inputs * 2;
-    case Packing::int8: return inputs / cpu::kGroup * cpu::kInt8GroupBytes;
+    case Packing::int8: return padded(inputs, packing) / cpu::kInt8Group * cpu::kInt8GroupBytes;
     case Packing::int4: return inputs / cpu::kGroup * cpu::kInt4GroupBytes;
   }
   return 0;
@@ -47,29 +57,31 @@ T* scratch(std::size_t count) {
   return room.data();
 }
 
-/// Inputs as bytes, quantised once for all weights.
+/// Inputs [T, K] as bytes, quantised once for all weights.
 struct Bytes {
   explicit Bytes(const Tensor& x)
       : values(torch::empty(x.sizes(), torch::kInt8)),
         scales(torch::empty({x.size(0), x.size(1) / cpu::kGroup}, torch::kFloat32)),
-        sums(torch::empty({x.size(0), x.size(1) / cpu::kGroup}, torch::kInt32)) {
-    const auto wide = x.to(torch::kFloat32);
-    const auto K = x.size(1), groups = K / cpu::kGroup;
-    const auto* from = wide.const_data_ptr<float>();
+        minus_sums(torch::empty({x.size(0), x.size(1) / cpu::kGroup}, torch::kInt32)) {
+    const auto K = x.size(1);
+    const bool is_float = x.scalar_type() == torch::kFloat32;
     at::parallel_for(0, x.size(0), 16, [&](std::int64_t begin, std::int64_t end) {
-      for (auto t = begin; t < end; ++t)
-        cpu::kernels().quantize_row(from + t * K, K, values.data_ptr<std::int8_t>() + t * K,
-                                    scales.data_ptr<float>() + t * groups,
-                                    sums.data_ptr<std::int32_t>() + t * groups);
+      auto* room = is_float ? nullptr : scratch<float>(static_cast<std::size_t>(K));
+      for (auto t = begin; t < end; ++t) {
+        if (room) cpu::kernels().widen_row(bfloat16_bits(x) + t * K, K, room);
+        const auto to = t * K / cpu::kGroup;
+        cpu::kernels().quantize_row(room ? room : x.const_data_ptr<float>() + t * K, K,
+                                    values.data_ptr<std::int8_t>() + t * K,
+                                    scales.data_ptr<float>() + to,
+                                    minus_sums.data_ptr<std::int32_t>() + to);
+      }
     });
   }
-  cpu::ByteRows rows(std::int64_t first) const {
-    const auto K = values.size(1), groups = scales.size(1);
-    return {values.const_data_ptr<std::int8_t>() + first * K,
-            scales.const_data_ptr<float>() + first * groups,
-            sums.const_data_ptr<std::int32_t>() + first * groups};
+  cpu::ByteRows rows() const {
+    return {values.const_data_ptr<std::int8_t>(), scales.const_data_ptr<float>(),
+            minus_sums.const_data_ptr<std::int32_t>()};
   }
-  Tensor values, scales, sums;
+  Tensor values, scales, minus_sums;
 };
 
 /// A block's outputs to where they belong in y [T, N].
@@ -123,14 +135,15 @@ PackedWeight::PackedWeight(const torch::Tensor& weight, Packing packing)
   at::parallel_for(0, num_blocks(), 1, [&](std::int64_t begin, std::int64_t end) {
     for (auto i = begin; i < end; ++i) {
       const auto rows = std::min(cpu::kBlock, outputs_ - i * cpu::kBlock);
-      const auto part = original.narrow(0, i * cpu::kBlock, rows).to(type).contiguous();
+      const auto part =
+          with_padding(original.narrow(0, i * cpu::kBlock, rows).to(type), packing).contiguous();
       auto* to = bytes_.data_ptr<std::uint8_t>() + i * block_bytes();
       if (is_bfloat16) {
         kernels.pack_rows(bfloat16_bits(part), inputs_, rows, inputs_,
                           reinterpret_cast<std::uint16_t*>(to));
       } else {
         (packing == Packing::int8 ? kernels.pack_int8 : kernels.pack_int4)(
-            part.const_data_ptr<float>(), inputs_, rows, inputs_, to);
+            part.const_data_ptr<float>(), part.size(1), rows, part.size(1), to);
       }
     }
   });
@@ -147,7 +160,8 @@ const std::uint8_t* PackedWeight::block(std::int64_t i) const {
 
 torch::Tensor PackedWeight::unpack(torch::ScalarType type) const {
   using torch::indexing::Slice;
-  const auto blocks = num_blocks(), groups = inputs_ / cpu::kGroup;
+  const auto blocks = num_blocks(), inputs = padded(inputs_, packing_);
+  const auto groups = inputs / (packing_ == Packing::int8 ? cpu::kInt8Group : cpu::kGroup);
   Tensor weight;  // [blocks, 64, inputs]
   if (packing_ == Packing::bfloat16) {
     weight = bytes_.view(torch::kBFloat16)
@@ -171,10 +185,10 @@ torch::Tensor PackedWeight::unpack(torch::ScalarType type) const {
       values = torch::cat({values.bitwise_and(15), values.bitwise_right_shift(4)}, -1);
     const double added = packing_ == Packing::int8 ? 128 : 8;
     weight = ((values.to(torch::kFloat32) - added) * scales)
-                 .reshape({blocks * cpu::kBlock, inputs_})
+                 .reshape({blocks * cpu::kBlock, inputs})
                  .to(type);
   }
-  return weight.slice(0, 0, outputs_);
+  return weight.slice(0, 0, outputs_).slice(1, 0, inputs_);
 }
 
 bool can_pack(std::int64_t inputs, Packing packing) {
@@ -193,15 +207,12 @@ std::vector<torch::Tensor> multiply(const torch::Tensor& x,
     return outputs;
   }
   const auto packing = weights.at(0)->packing();
-  const auto T = x.numel() / x.size(-1), K = x.size(-1);
+  const auto T = x.numel() / x.size(-1), K = padded(x.size(-1), packing);
   const auto type = x.scalar_type() == torch::kBFloat16 ? torch::kBFloat16 : torch::kFloat32;
-  auto flat = x.reshape({T, K}).contiguous();
+  const auto read_as = packing == Packing::bfloat16 ? torch::kBFloat16 : type;
+  const auto flat = with_padding(x.reshape({T, x.size(-1)}).to(read_as), packing).contiguous();
   std::optional<Bytes> bytes;
-  if (packing == Packing::bfloat16) {
-    flat = flat.to(torch::kBFloat16);
-  } else {
-    bytes.emplace(flat);
-  }
+  if (packing != Packing::bfloat16) bytes.emplace(flat);
 
   struct Job {
     const PackedWeight* weight;
@@ -235,7 +246,7 @@ std::vector<torch::Tensor> multiply(const torch::Tensor& x,
             } else {
               const auto multiply_bytes =
                   packing == Packing::int8 ? kernels.multiply_int8 : kernels.multiply_int4;
-              multiply_bytes(bytes->rows(row), rows, from, K, tile, cpu::kBlock);
+              multiply_bytes(bytes->rows().from(row, 0, K), rows, from, K, tile, cpu::kBlock);
             }
             store(tile, rows, bias, block * cpu::kBlock, row, y);
           }
