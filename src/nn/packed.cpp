@@ -49,45 +49,63 @@ Tensor huge_bytes(std::int64_t count) {
   return bytes;
 }
 
-/// Room that a thread keeps for its next call.
-template <class T>
-T* scratch(std::size_t count) {
+/// Room that a thread keeps for its next call; one for each use.
+enum class Use { bytes, row, tile };
+template <class T, Use>
+T* scratch(std::int64_t count) {
   static thread_local std::vector<T> room;
-  if (room.size() < count) room.resize(count);
+  if (room.size() < static_cast<std::size_t>(count)) room.resize(static_cast<std::size_t>(count));
   return room.data();
 }
 
-/// Inputs [T, K] as bytes, quantised once for all weights.
-struct Bytes {
-  explicit Bytes(const Tensor& x)
-      : values(torch::empty(x.sizes(), torch::kInt8)),
-        scales(torch::empty({x.size(0), x.size(1) / cpu::kGroup}, torch::kFloat32)),
-        minus_sums(torch::empty({x.size(0), x.size(1) / cpu::kGroup}, torch::kInt32)) {
-    const auto K = x.size(1);
-    const bool is_float = x.scalar_type() == torch::kFloat32;
-    at::parallel_for(0, x.size(0), 16, [&](std::int64_t begin, std::int64_t end) {
-      auto* room = is_float ? nullptr : scratch<float>(static_cast<std::size_t>(K));
-      for (auto t = begin; t < end; ++t) {
-        if (room) cpu::kernels().widen_row(bfloat16_bits(x) + t * K, K, room);
-        const auto to = t * K / cpu::kGroup;
-        cpu::kernels().quantize_row(room ? room : x.const_data_ptr<float>() + t * K, K,
-                                    values.data_ptr<std::int8_t>() + t * K,
-                                    scales.data_ptr<float>() + to,
-                                    minus_sums.data_ptr<std::int32_t>() + to);
-      }
+/// Inputs [T, K] as bytes, quantised once for all weights. Those of few rows, as decode has, lie in
+/// room that is kept, so only one of a thread lives at a time.
+class Bytes {
+ public:
+  explicit Bytes(const Tensor& x) : inputs_(x.size(1)) {
+    const auto count = x.numel(), groups = count / cpu::kGroup;
+    const auto bytes = count + groups * std::int64_t{sizeof(float) + sizeof(std::int32_t)};
+    if (x.size(0) > kFewRows) owned_ = torch::empty({bytes}, torch::kInt8);
+    values_ =
+        owned_.defined() ? owned_.data_ptr<std::int8_t>() : scratch<std::int8_t, Use::bytes>(bytes);
+    scales_ = reinterpret_cast<float*>(values_ + count);  // whole groups: aligned
+    minus_sums_ = reinterpret_cast<std::int32_t*>(scales_ + groups);
+    at::parallel_for(0, x.size(0), kFewRows, [&](std::int64_t begin, std::int64_t end) {
+      for (auto t = begin; t < end; ++t) quantize(x, t);
     });
   }
-  cpu::ByteRows rows() const {
-    return {values.const_data_ptr<std::int8_t>(), scales.const_data_ptr<float>(),
-            minus_sums.const_data_ptr<std::int32_t>()};
+  cpu::ByteRows from(std::int64_t row) const {
+    return cpu::ByteRows{values_, scales_, minus_sums_}.from(row, 0, inputs_);
   }
-  Tensor values, scales, minus_sums;
+
+ private:
+  static constexpr std::int64_t kFewRows = 16;
+
+  void quantize(const Tensor& x, std::int64_t row) const {
+    const float* from = nullptr;
+    if (x.scalar_type() == torch::kFloat32) {
+      from = x.const_data_ptr<float>() + row * inputs_;
+    } else {
+      auto* wide = scratch<float, Use::row>(inputs_);
+      cpu::kernels().widen_row(bfloat16_bits(x) + row * inputs_, inputs_, wide);
+      from = wide;
+    }
+    const auto group = row * inputs_ / cpu::kGroup;
+    cpu::kernels().quantize_row(from, inputs_, values_ + row * inputs_, scales_ + group,
+                                minus_sums_ + group);
+  }
+
+  std::int64_t inputs_;
+  Tensor owned_;
+  std::int8_t* values_;
+  float* scales_;
+  std::int32_t* minus_sums_;
 };
 
-/// A block's outputs to where they belong in y [T, N].
+/// A block's outputs to where they belong in y [..., N].
 void store(const float* tile, std::int64_t rows, const float* bias, std::int64_t column,
            std::int64_t row, const Tensor& y) {
-  const auto N = y.size(1);
+  const auto N = y.size(-1);
   const auto count = std::min(cpu::kBlock, N - column);
   const float* added = bias ? bias + column : nullptr;
   if (y.scalar_type() == torch::kBFloat16) {
@@ -99,6 +117,32 @@ void store(const float* tile, std::int64_t rows, const float* bias, std::int64_t
     auto* to = y.data_ptr<float>() + (row + m) * N + column;
     for (std::int64_t n = 0; n < count; ++n)
       to[n] = tile[m * cpu::kBlock + n] + (added ? added[n] : 0);
+  }
+}
+
+/// One weight of a product.
+struct Part {
+  const PackedWeight* weight;
+  Tensor y;          // [..., N]
+  Tensor wide_bias;  // float32, or undefined
+  const float* bias() const {
+    return wide_bias.defined() ? wide_bias.const_data_ptr<float>() : nullptr;
+  }
+};
+
+/// Rows of x [T, K], or of the bytes made of it, times a block of a weight: a tile [rows, 64].
+void multiply_block(const Tensor& x, const Bytes* bytes, std::int64_t row, std::int64_t rows,
+                    const PackedWeight& weight, std::int64_t block, float* tile) {
+  const auto& kernels = cpu::kernels();
+  const auto K = x.size(1);
+  const auto* from = weight.block(block);
+  if (weight.packing() == Packing::bfloat16) {
+    kernels.multiply_bfloat16(bfloat16_bits(x) + row * K, K, rows,
+                              reinterpret_cast<const std::uint16_t*>(from), K, tile, cpu::kBlock);
+  } else {
+    const bool is_int8 = weight.packing() == Packing::int8;
+    (is_int8 ? kernels.multiply_int8 : kernels.multiply_int4)(bytes->from(row), rows, from, K, tile,
+                                                              cpu::kBlock);
   }
 }
 
@@ -214,49 +258,35 @@ std::vector<torch::Tensor> multiply(const torch::Tensor& x,
   std::optional<Bytes> bytes;
   if (packing != Packing::bfloat16) bytes.emplace(flat);
 
-  struct Job {
-    const PackedWeight* weight;
-    std::int64_t block;
-    Tensor y;  // [T, N]
-    const float* bias;
-  };
-  std::vector<Tensor> outputs, wide_biases;
-  std::vector<Job> jobs;
-  for (std::size_t i = 0; i < weights.size(); ++i) {
-    outputs.push_back(torch::empty({T, weights[i]->outputs()}, x.options().dtype(type)));
-    wide_biases.push_back(biases[i].defined() ? biases[i].to(torch::kFloat32) : Tensor());
-    const float* bias = biases[i].defined() ? wide_biases[i].const_data_ptr<float>() : nullptr;
-    for (std::int64_t block = 0; block < weights[i]->num_blocks(); ++block)
-      jobs.push_back({weights[i], block, outputs[i], bias});
-  }
-  const auto& kernels = cpu::kernels();
-  const auto grain = std::max<std::int64_t>(1, kWorthAThread / (cpu::kBlock * K * T));
-  at::parallel_for(
-      0, static_cast<std::int64_t>(jobs.size()), grain, [&](std::int64_t begin, std::int64_t end) {
-        auto* tile = scratch<float>(kRowsAtOnce * cpu::kBlock);
-        for (auto i = begin; i < end; ++i) {
-          const auto& [weight, block, y, bias] = jobs[static_cast<std::size_t>(i)];
-          const auto* from = weight->block(block);
-          for (std::int64_t row = 0; row < T; row += kRowsAtOnce) {
-            const auto rows = std::min(kRowsAtOnce, T - row);
-            if (packing == Packing::bfloat16) {
-              kernels.multiply_bfloat16(bfloat16_bits(flat) + row * K, K, rows,
-                                        reinterpret_cast<const std::uint16_t*>(from), K, tile,
-                                        cpu::kBlock);
-            } else {
-              const auto multiply_bytes =
-                  packing == Packing::int8 ? kernels.multiply_int8 : kernels.multiply_int4;
-              multiply_bytes(bytes->rows().from(row, 0, K), rows, from, K, tile, cpu::kBlock);
-            }
-            store(tile, rows, bias, block * cpu::kBlock, row, y);
-          }
-        }
-      });
   auto shape = x.sizes().vec();
-  for (std::size_t i = 0; i < outputs.size(); ++i) {
+  std::vector<Tensor> outputs;
+  std::vector<Part> parts;
+  outputs.reserve(weights.size());
+  parts.reserve(weights.size());
+  std::int64_t blocks = 0;
+  for (std::size_t i = 0; i < weights.size(); ++i) {
     shape.back() = weights[i]->outputs();
-    outputs[i] = outputs[i].view(shape).to(x.scalar_type());
+    outputs.push_back(torch::empty(shape, x.options().dtype(type)));
+    parts.push_back(
+        {weights[i], outputs[i], biases[i].defined() ? biases[i].to(torch::kFloat32) : Tensor()});
+    blocks += weights[i]->num_blocks();
   }
+  const auto grain = std::max<std::int64_t>(1, kWorthAThread / (cpu::kBlock * K * T));
+  at::parallel_for(0, blocks, grain, [&](std::int64_t begin, std::int64_t end) {
+    auto* tile = scratch<float, Use::tile>(kRowsAtOnce * cpu::kBlock);
+    for (auto i = begin; i < end; ++i) {
+      auto block = i;
+      std::size_t part = 0;
+      while (block >= parts[part].weight->num_blocks()) block -= parts[part++].weight->num_blocks();
+      for (std::int64_t row = 0; row < T; row += kRowsAtOnce) {
+        const auto rows = std::min(kRowsAtOnce, T - row);
+        multiply_block(flat, bytes ? &*bytes : nullptr, row, rows, *parts[part].weight, block,
+                       tile);
+        store(tile, rows, parts[part].bias(), block * cpu::kBlock, row, parts[part].y);
+      }
+    }
+  });
+  for (auto& y : outputs) y = y.to(x.scalar_type());
   return outputs;
 }
 

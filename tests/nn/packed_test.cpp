@@ -79,6 +79,39 @@ TEST(Packed, BytesErrNoMoreThanLlamaCppsQ8) {
   }
 }
 
+/// Counts the tensors made while it lives.
+class TensorCounter : public c10::Allocator {
+ public:
+  TensorCounter() : next_(c10::GetAllocator(c10::kCPU)) {
+    c10::SetAllocator(c10::kCPU, this, kPriority);
+  }
+  ~TensorCounter() override { c10::SetAllocator(c10::kCPU, next_, kPriority); }
+  c10::DataPtr allocate(std::size_t bytes) override {
+    ++count;
+    return next_->allocate(bytes);
+  }
+  void copy_data(void* to, const void* from, std::size_t bytes) const override {
+    next_->copy_data(to, from, bytes);
+  }
+  int count = 0;
+
+ private:
+  static constexpr std::uint8_t kPriority = 255;
+  c10::Allocator* next_;
+};
+
+TEST(Packed, ProductsOfARowMakeNoTensorsButTheirOutputs) {
+  torch::NoGradGuard no_grad;
+  const auto x = random({1, 128}, torch::kBFloat16);
+  for (const auto packing : {Packing::bfloat16, Packing::int8, Packing::int4}) {
+    const PackedWeight one(random({100, 128}), packing), other(random({64, 128}), packing);
+    multiply(x, {&one, &other}, {Tensor(), Tensor()});  // makes the room that is kept
+    TensorCounter counter;
+    const auto outputs = multiply(x, {&one, &other}, {Tensor(), Tensor()});
+    EXPECT_EQ(counter.count, 2);
+  }
+}
+
 TEST(Packed, RowsDoNotDependOnTheirNeighbours) {
   torch::manual_seed(3);
   torch::NoGradGuard no_grad;
