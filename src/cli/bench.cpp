@@ -6,6 +6,8 @@
 #include "llava/train/flops.h"
 #include "llava/train/stage.h"
 
+#include "logit_error.h"
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -338,6 +340,10 @@ void print_table(const Json& report) {
     if (row.contains("speedup")) std::printf("  %.2fx as fast as before", number("speedup"));
     std::printf("\n");
   }
+  if (report.contains("logit_error"))
+    std::printf("logits with %ld-bit weights against %s ones: off by %.2f%% of their norm\n",
+                report["bits"].get<long>(), report["dtype"].get<std::string>().c_str(),
+                100 * report["logit_error"].get<double>());
 }
 
 }  // namespace
@@ -363,6 +369,8 @@ int bench(const std::vector<std::string>& words) {
   const bool trains = std::find(parts.begin(), parts.end(), "train") != parts.end();
   expect(!trains || config.bits == 16, Fault::usage, "--bits ", config.bits,
          " is for answers: leave train out of --what");
+  std::optional<LogitError> error;
+  if (config.bits < 16 && !trains) error.emplace(model, make_batch(model, config, 1));
   if (!trains) generate::pack_for_answers(model, config.bits);
 
   std::vector<Task> tasks;
@@ -382,6 +390,7 @@ int bench(const std::vector<std::string>& words) {
   }
   measure(tasks, config.repetitions);
   Json result = report(tasks, config, model);
+  if (error) result["logit_error"] = error->now();
   if (!config.compare.empty()) compare(result, earlier, config.compare);
   if (args.common().json) {
     std::fputs(json_text(result).c_str(), stdout);

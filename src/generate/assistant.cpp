@@ -48,6 +48,18 @@ std::size_t count_marks(std::string_view text, std::string_view mark) {
   return count;
 }
 
+/// Gives a model whose head is its embedding a head of its own, packed, since the embedding's rows
+/// are looked up and cannot be. Not registered: it is no weight of the model.
+void pack_tied_head(model::Llava& model, nn::Packing packing) {
+  const auto& weight = model->head_weight();
+  if (!nn::can_pack(weight.size(1), packing)) return;
+  nn::Linear head(weight.size(1), weight.size(0), /*with_bias=*/false,
+                  torch::TensorOptions(torch::kMeta).dtype(weight.scalar_type()));
+  head->weight = weight;
+  head->pack(packing);
+  model->lm_head = head;
+}
+
 bool is_video(const input::Picture& picture) { return picture.frames > 0; }
 
 /// Rows of one picture [P, D], from the cache or the vision tower.
@@ -100,13 +112,20 @@ Assistant::Assistant(model::Llava loaded, text::Tokenizer words, const std::stri
 
 bool pack_for_answers(model::Llava& model, std::int64_t bits) {
   expect(bits == 16 || bits == 8 || bits == 4, Fault::usage, "bits must be 16, 8 or 4, got ", bits);
-  const auto& weight = model->llama->embed_tokens->weight;
+  const auto weight = model->llama->embed_tokens->weight;
+  const bool packs_bfloat16 =
+      weight.is_cpu() && weight.scalar_type() == torch::kBFloat16 && nn::prefers_packed_bfloat16();
   if (bits < 16) {
     nn::pack_linears(*model->llama, bits == 8 ? nn::Packing::int8 : nn::Packing::int4);
-    if (model->lm_head) nn::pack_linears(*model->lm_head, nn::Packing::int8);
+    if (model->lm_head)
+      nn::pack_linears(*model->lm_head, nn::Packing::int8);
+    else if (weight.is_cpu())
+      pack_tied_head(model, nn::Packing::int8);
   }
-  if (weight.is_cpu() && weight.scalar_type() == torch::kBFloat16 && nn::prefers_packed_bfloat16())
+  if (packs_bfloat16) {
     nn::pack_linears(*model, nn::Packing::bfloat16);
+    if (!model->lm_head) pack_tied_head(model, nn::Packing::bfloat16);
+  }
   bool all = weight.is_cpu() && model->lm_head;
   model->apply([&](const std::string& name, torch::nn::Module& part) {
     const auto* linear = part.as<nn::LinearImpl>();

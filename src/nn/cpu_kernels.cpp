@@ -24,30 +24,52 @@ void multiply_bfloat16(const std::uint16_t* x, std::int64_t x_stride, std::int64
   }
 }
 
+/// Adds to y [64] the products of one row with the `count` inputs of a group of a weight.
+template <int kBits>
+void add_group(const ByteRows& x, const std::uint8_t* group, std::int64_t count, float* y) {
+  constexpr int kAdded = kBits == 8 ? 128 : 8, kHalf = kGroup / 2;
+  const auto* weights = group + 2 * kBlock;
+  for (std::int64_t n = 0; n < kBlock; ++n) {
+    float part = 0;
+    for (std::int64_t g = 0; g < count / kGroup; ++g) {
+      std::int32_t sum = kAdded * x.minus_sums[g];
+      for (std::int64_t k = g * kGroup; k < (g + 1) * kGroup; ++k) {
+        const auto place = kBits == 8 ? k : k % kHalf;
+        const int byte = weights[(place / 4 * kBlock + n) * 4 + place % 4];
+        sum += x.values[k] * (kBits == 8 ? byte : k < kHalf ? byte & 15 : byte >> 4);
+      }
+      part += static_cast<float>(sum) * x.scales[g];
+    }
+    std::uint16_t scale;
+    __builtin_memcpy(&scale, group + 2 * n, sizeof scale);
+    y[n] += part * widened(scale);
+  }
+}
+
 template <int kBits>
 void multiply_bytes(const ByteRows& x, std::int64_t rows, const std::uint8_t* block,
                     std::int64_t inputs, float* y, std::int64_t y_stride) {
-  constexpr int kAdded = kBits == 8 ? 128 : 8, kHalf = kGroup / 2;
-  const auto groups = inputs / kGroup;
+  constexpr auto kInputs = kBits == 8 ? kInt8Group : kGroup;
+  constexpr auto kBytes = kBits == 8 ? kInt8GroupBytes : kInt4GroupBytes;
   for (std::int64_t m = 0; m < rows; ++m, y += y_stride) {
     for (int n = 0; n < kBlock; ++n) y[n] = 0;
-    const auto* at = block;
-    for (std::int64_t g = 0; g < groups; ++g) {
-      const auto* values = x.values + m * inputs + g * kGroup;
-      const auto* weights = at + 2 * kBlock;
-      for (std::int64_t n = 0; n < kBlock; ++n) {
-        std::int32_t sum = -kAdded * x.sums[m * groups + g];
-        for (int k = 0; k < kGroup; ++k) {
-          const auto place = kBits == 8 ? k : k % kHalf;
-          const int byte = weights[(place / 4 * kBlock + n) * 4 + place % 4];
-          sum += values[k] * (kBits == 8 ? byte : k < kHalf ? byte & 15 : byte >> 4);
-        }
-        std::uint16_t scale;
-        __builtin_memcpy(&scale, at + 2 * n, sizeof scale);
-        y[n] += static_cast<float>(sum) * (widened(scale) * x.scales[m * groups + g]);
-      }
-      at += kBits == 8 ? kInt8GroupBytes : kInt4GroupBytes;
-    }
+    for (std::int64_t g = 0; g < inputs / kInputs; ++g)
+      add_group<kBits>(x.from(m, g * kInputs, inputs), block + g * kBytes, kInputs, y);
+  }
+}
+
+void quantize_row(const float* x, std::int64_t inputs, std::int8_t* values, float* scales,
+                  std::int32_t* minus_sums) {
+  for (std::int64_t group = 0; group < inputs / kGroup; ++group, x += kGroup, values += kGroup) {
+    const Numbers<kGroup, -127, 127> numbers(x);
+    const auto least = scale_of(numbers.largest() / 127);
+    const auto scale = numbers.best<kRowTrials>([&](int i) -> Scale {
+      return {least.size * kRowFactors[i], least.inverse * kRowInverses[i]};
+    });
+    scales[group] = scale.size;
+    for (int i = 0; i < kGroup; ++i)
+      if (std::isnan(x[i])) scales[group] = x[i];
+    minus_sums[group] = -numbers.store(scale, values);
   }
 }
 
@@ -126,6 +148,10 @@ void store_bfloat16(const float* y, std::int64_t y_stride, std::int64_t rows, st
 /// A result of an operation on bfloat16 numbers, as a float.
 float rounded(float x) { return widened(narrowed(x)); }
 
+void widen_row(const std::uint16_t* x, std::int64_t n, float* y) {
+  for (std::int64_t i = 0; i < n; ++i) y[i] = widened(x[i]);
+}
+
 void rms_norm(const std::uint16_t* x, const std::uint16_t* weight, std::int64_t width, float eps,
               std::uint16_t* y) {
   float squares = 0;
@@ -164,14 +190,23 @@ void rotate(const std::uint16_t* x, const std::uint16_t* cos, const std::uint16_
 }  // namespace
 
 const Kernels& plain_kernels() {
-  static const Kernels kernels{"plain",           multiply_bfloat16,
-                               multiply_bytes<8>, multiply_bytes<4>,
-                               quantize_row,      pack_rows,
-                               pack_int8,         pack_int4,
-                               pack_columns,      attend,
-                               attend_one,        store_bfloat16,
-                               rms_norm,          swiglu,
-                               quick_gelu,        rotate};
+  static const Kernels kernels{"plain",
+                               multiply_bfloat16,
+                               multiply_bytes<8>,
+                               multiply_bytes<4>,
+                               quantize_row,
+                               widen_row,
+                               pack_rows,
+                               pack_int8,
+                               pack_int4,
+                               pack_columns,
+                               attend,
+                               attend_one,
+                               store_bfloat16,
+                               rms_norm,
+                               swiglu,
+                               quick_gelu,
+                               rotate};
   return kernels;
 }
 

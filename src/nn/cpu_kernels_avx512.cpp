@@ -1,20 +1,14 @@
 // Compiled with AVX-512 switched on (see CMakeLists.txt), so nothing here may be an inline function
 // that other files share.
-#include "cpu_kernels.h"
+#include "cpu_avx512.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
 
-#include <immintrin.h>
-
 #include "cpu_quantize.h"
-#include "cpu_vectors.h"
 
 namespace llava::nn::cpu {
 namespace {
 
-constexpr int kVectors = 4;  // of 16 outputs in a block
-
-__m512i load(const void* from) { return _mm512_loadu_si512(from); }
 __m512bh pairs(__m512i bits) { return reinterpret_cast<__m512bh>(bits); }
 
 // ── Products ────────────────────────────────────────────────────────────────────────────────────
@@ -51,76 +45,6 @@ void multiply_bfloat16(const std::uint16_t* x, std::int64_t x_stride, std::int64
     case 1: return multiply_rows<1>(x, x_stride, block, inputs, y, y_stride);
     default: return;
   }
-}
-
-template <int M>
-void add_step(__m512i (&sums)[M][kVectors], const __m512i (&weights)[kVectors],
-              const std::int8_t* x, std::int64_t inputs) {
-  for (int m = 0; m < M; ++m) {
-    const auto input = broadcast(x + m * inputs);
-    for (int i = 0; i < kVectors; ++i)
-      sums[m][i] = _mm512_dpbusd_epi32(sums[m][i], weights[i], input);
-  }
-}
-
-/// Byte products of M rows; kBits: 8 or 4.
-template <int M, int kBits>
-void multiply_byte_rows(const ByteRows& x, std::int64_t row, const std::uint8_t* block,
-                        std::int64_t inputs, float* y, std::int64_t y_stride) {
-  constexpr std::int32_t kAdded = kBits == 8 ? 128 : 8;
-  const auto nibble = _mm512_set1_epi8(15);
-  const auto groups = inputs / kGroup;
-  const auto* values = x.values + row * inputs;
-  const auto* scales = x.scales + row * groups;
-  const auto* input_sums = x.sums + row * groups;
-  __m512 outputs[M][kVectors];
-  for (int m = 0; m < M; ++m)
-    for (auto& output : outputs[m]) output = _mm512_setzero_ps();
-  for (std::int64_t group = 0; group < groups; ++group, values += kGroup) {
-    __m512i sums[M][kVectors];
-    for (int m = 0; m < M; ++m)
-      for (auto& sum : sums[m]) sum = _mm512_set1_epi32(-kAdded * input_sums[m * groups + group]);
-    __m512 weight_scales[kVectors];
-    for (int i = 0; i < kVectors; ++i) weight_scales[i] = widen(block + 32 * i);
-    block += 2 * kBlock;
-    if constexpr (kBits == 8) {
-      for (int step = 0; step < 8; ++step, block += 4 * kBlock) {
-        __m512i weights[kVectors];
-        for (int i = 0; i < kVectors; ++i) weights[i] = load(block + 64 * i);
-        add_step<M>(sums, weights, values + 4 * step, inputs);
-      }
-    } else {
-      for (int step = 0; step < 4; ++step, block += 4 * kBlock) {
-        __m512i weights[kVectors];
-        for (int i = 0; i < kVectors; ++i)
-          weights[i] = _mm512_and_si512(load(block + 64 * i), nibble);
-        add_step<M>(sums, weights, values + 4 * step, inputs);
-        for (int i = 0; i < kVectors; ++i)
-          weights[i] = _mm512_and_si512(_mm512_srli_epi16(load(block + 64 * i), 4), nibble);
-        add_step<M>(sums, weights, values + 16 + 4 * step, inputs);
-      }
-    }
-    for (int m = 0; m < M; ++m) {
-      const auto scale = _mm512_set1_ps(scales[m * groups + group]);
-      for (int i = 0; i < kVectors; ++i)
-        outputs[m][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[m][i]),
-                                        _mm512_mul_ps(weight_scales[i], scale), outputs[m][i]);
-    }
-  }
-  for (int m = 0; m < M; ++m)
-    for (int i = 0; i < kVectors; ++i) _mm512_storeu_ps(y + m * y_stride + 16 * i, outputs[m][i]);
-}
-
-template <int kBits>
-void multiply_bytes(const ByteRows& x, std::int64_t rows, const std::uint8_t* block,
-                    std::int64_t inputs, float* y, std::int64_t y_stride) {
-  std::int64_t row = 0;
-  for (; row + 3 <= rows; row += 3)
-    multiply_byte_rows<3, kBits>(x, row, block, inputs, y + row * y_stride, y_stride);
-  if (rows - row == 2)
-    multiply_byte_rows<2, kBits>(x, row, block, inputs, y + row * y_stride, y_stride);
-  if (rows - row == 1)
-    multiply_byte_rows<1, kBits>(x, row, block, inputs, y + row * y_stride, y_stride);
 }
 
 // ── Packing ─────────────────────────────────────────────────────────────────────────────────────
@@ -289,6 +213,13 @@ void store_rows(const float* y, std::int64_t y_stride, std::int64_t rows, std::i
   }
 }
 
+void widen_row(const std::uint16_t* x, std::int64_t n, float* y) {
+  for (std::int64_t i = 0; i < n; i += 16) {
+    const auto mask = first_lanes(n - i);
+    _mm512_mask_storeu_ps(y + i, mask, widen(x + i, mask));
+  }
+}
+
 void rms_norm(const std::uint16_t* x, const std::uint16_t* weight, std::int64_t width, float eps,
               std::uint16_t* y) {
   auto squares = _mm512_setzero_ps();
@@ -339,14 +270,23 @@ void rotate(const std::uint16_t* x, const std::uint16_t* cos, const std::uint16_
 }  // namespace
 
 const Kernels* avx512_kernels() {
-  static const Kernels kernels{"avx512",          multiply_bfloat16,
-                               multiply_bytes<8>, multiply_bytes<4>,
-                               quantize_row,      pack_rows,
-                               pack_int8,         pack_int4,
-                               pack_columns,      attend,
-                               attend_one,        store_rows,
-                               rms_norm,          swiglu,
-                               quick_gelu,        rotate};
+  static const Kernels kernels{"avx512",
+                               multiply_bfloat16,
+                               multiply_int8_avx512,
+                               multiply_int4_avx512,
+                               quantize_row_avx512,
+                               widen_row,
+                               pack_rows,
+                               pack_int8,
+                               pack_int4,
+                               pack_columns,
+                               attend,
+                               attend_one,
+                               store_rows,
+                               rms_norm,
+                               swiglu,
+                               quick_gelu,
+                               rotate};
   const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                    __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512bf16") &&
                    __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&

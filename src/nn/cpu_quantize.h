@@ -4,6 +4,10 @@
 
 #include "cpu_kernels.h"
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 namespace llava::nn::cpu {
 namespace {
 
@@ -25,23 +29,138 @@ std::uint16_t outward_bfloat16(float x) {
 }
 float widened(std::uint16_t x) { return float_of(static_cast<std::uint32_t>(x) << 16); }
 
-void quantize_row(const float* x, std::int64_t inputs, std::int8_t* values, float* scales,
-                  std::int32_t* sums) {
-  for (std::int64_t group = 0; group < inputs / kGroup; ++group, x += kGroup, values += kGroup) {
-    float largest = 0;
-    for (int i = 0; i < kGroup; ++i)
-      largest = largest < __builtin_fabsf(x[i]) ? __builtin_fabsf(x[i]) : largest;
-    const float inverse = largest > 0 ? 127 / largest : 0;
-    std::int32_t sum = 0;
-    for (int i = 0; i < kGroup; ++i) {
-      const auto value = static_cast<std::int32_t>(__builtin_nearbyintf(x[i] * inverse));
-      values[i] = static_cast<std::int8_t>(value);
-      sum += value;
-    }
-    scales[group] = largest / 127;
-    sums[group] = sum;
-  }
+// ── Sixteen numbers at once, by the same operations in both sets ────────────────────────────────
+
+using Lanes = float __attribute__((vector_size(64)));
+constexpr int kLanes = 16;
+
+void load_lanes(const float* x, Lanes& to) { __builtin_memcpy(&to, x, sizeof to); }
+
+/// To the nearest whole numbers.
+void round_lanes(Lanes& x) {
+#ifdef __AVX512F__
+  x = reinterpret_cast<Lanes>(
+      _mm512_roundscale_ps(reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < kLanes; ++i) x[i] = __builtin_nearbyintf(x[i]);
+#endif
 }
+
+float largest_of(const Lanes& x) {
+#ifdef __AVX512F__
+  return _mm512_reduce_max_ps(reinterpret_cast<const __m512&>(x));
+#else
+  float largest = x[0];
+  for (int i = 1; i < kLanes; ++i) largest = largest < x[i] ? x[i] : largest;
+  return largest;
+#endif
+}
+
+float sum_of(const Lanes& x) {
+#ifdef __AVX512F__
+  return _mm512_reduce_add_ps(reinterpret_cast<const __m512&>(x));
+#else
+  Lanes sums = x;
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+  return sums[0];
+#endif
+}
+
+/// Whole numbers as bytes.
+void store_lanes(const Lanes& x, std::int8_t* to) {
+#ifdef __AVX512F__
+  const auto wide = _mm512_cvtps_epi32(reinterpret_cast<const __m512&>(x));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(wide));
+#else
+  for (int i = 0; i < kLanes; ++i)
+    to[i] = static_cast<std::int8_t>(static_cast<std::int32_t>(x[i]));
+#endif
+}
+
+// ── Scales ──────────────────────────────────────────────────────────────────────────────────────
+
+struct Scale {
+  float size, inverse;
+};
+Scale scale_of(float size) { return {size, size > 0 || size < 0 ? 1 / size : 0}; }
+
+/// N numbers of a group, and what becomes of them: multiples of a scale from `kLeast` to `kMost`.
+template <int N, int kLeast, int kMost>
+struct Numbers {
+  Lanes x[N / kLanes];
+
+  explicit Numbers(const float* from) {
+    for (int i = 0; i < N / kLanes; ++i) load_lanes(from + i * kLanes, x[i]);
+  }
+
+  float largest() const {
+    Lanes sizes = {};
+    for (const auto& lanes : x) {
+      const Lanes size = lanes < 0 ? -lanes : lanes;
+      sizes = sizes < size ? size : sizes;
+    }
+    return largest_of(sizes);
+  }
+
+  /// The number of the largest size, with its sign.
+  float extreme() const {
+    const float size = largest();
+    bool has_positive = false;
+    for (const auto& lanes : x)
+      for (int i = 0; i < kLanes; ++i) has_positive = has_positive || lanes[i] == size;
+    return has_positive ? size : -size;
+  }
+
+  void multiples(float inverse, Lanes (&to)[N / kLanes]) const {
+    for (int i = 0; i < N / kLanes; ++i) {
+      to[i] = x[i] * inverse;
+      round_lanes(to[i]);
+      if constexpr (kMost < 127) {
+        constexpr float least = kLeast, most = kMost;
+        const Lanes low = to[i] < least ? Lanes{} + least : to[i];
+        to[i] = low > most ? Lanes{} + most : low;
+      }
+    }
+  }
+
+  /// That of trial(0) ... trial(kTrials - 1) with the smallest squared error.
+  template <int kTrials, class Trial>
+  Scale best(const Trial& trial) const {
+    Scale best = trial(0);
+    float least = error(best);
+    for (int t = 1; t < kTrials; ++t) {
+      const Scale scale = trial(t);
+      const float missed = error(scale);
+      const bool is_better = missed < least;
+      best.size = is_better ? scale.size : best.size;
+      best.inverse = is_better ? scale.inverse : best.inverse;
+      least = is_better ? missed : least;
+    }
+    return best;
+  }
+
+  float error(Scale scale) const {
+    Lanes whole[N / kLanes], squares = {};
+    multiples(scale.inverse, whole);
+    for (int i = 0; i < N / kLanes; ++i) {
+      const Lanes missed = x[i] - whole[i] * scale.size;
+      squares += missed * missed;
+    }
+    return sum_of(squares);
+  }
+
+  /// The multiples as bytes; returns their sum.
+  std::int32_t store(Scale scale, std::int8_t* to) const {
+    Lanes whole[N / kLanes], sums = {};
+    multiples(scale.inverse, whole);
+    for (int i = 0; i < N / kLanes; ++i) {
+      store_lanes(whole[i], to + i * kLanes);
+      sums += whole[i];
+    }
+    return static_cast<std::int32_t>(sum_of(sums));
+  }
+};
 
 /// Where the scale of an output and the bytes of a group's inputs go.
 struct Group {
@@ -54,68 +173,65 @@ struct Group {
   }
 };
 
-void pack_int8(const float* weight, std::int64_t stride, std::int64_t rows, std::int64_t inputs,
-               std::uint8_t* block) {
-  for (std::int64_t k = 0; k < inputs; k += kGroup, block += kInt8GroupBytes) {
-    const Group group{block};
-    for (std::int64_t output = 0; output < kBlock; ++output) {
-      const auto* w = weight + output * stride + k;
-      float largest = 0;
-      if (output < rows)
-        for (int i = 0; i < kGroup; ++i)
-          largest = largest < __builtin_fabsf(w[i]) ? __builtin_fabsf(w[i]) : largest;
-      const auto scale = outward_bfloat16(largest / 127);
-      const float inverse = largest > 0 ? 1 / widened(scale) : 0;
-      group.set_scale(output, scale);
-      for (int i = 0; i < kGroup; ++i)
-        group.byte(output, i / 4, i % 4) = static_cast<std::uint8_t>(
-            128 + (output < rows ? static_cast<int>(__builtin_nearbyintf(w[i] * inverse)) : 0));
-    }
-  }
+std::uint16_t bfloat16_of(float x) { return static_cast<std::uint16_t>(bits_of(x) >> 16); }
+
+using Int8Numbers = Numbers<kInt8Group, -127, 127>;
+using Int4Numbers = Numbers<kGroup, -8, 7>;
+
+/// The best of eight bfloat16 numbers that keep all in range.
+Scale int8_scale(const Int8Numbers& numbers) {
+  const auto least = outward_bfloat16(numbers.largest() / 127);
+  if (least == 0) return {0, 0};
+  return numbers.best<8>(
+      [&](int i) { return scale_of(widened(static_cast<std::uint16_t>(least + i))); });
 }
 
-float clamped(float x) { return x < -8 ? -8 : x > 7 ? 7 : x; }
+/// The best of some that let the largest number be -8 or a little beyond the range, which the many
+/// small ones gain by.
+Scale int4_scale(const Int4Numbers& numbers) {
+  const float extreme = numbers.extreme();
+  return numbers.best<8>([&](int i) {
+    return scale_of(widened(outward_bfloat16(extreme / (-6.5F - 0.3F * static_cast<float>(i)))));
+  });
+}
 
-/// The scale with the smallest squared error among some that let the largest number be -8 or a
-/// little beyond the range, which the many small ones gain by.
-std::uint16_t int4_scale(const float* w) {
-  float extreme = 0;
-  for (int i = 0; i < kGroup; ++i)
-    extreme = __builtin_fabsf(extreme) < __builtin_fabsf(w[i]) ? w[i] : extreme;
-  std::uint16_t best = 0;
-  float least = 3.0e38F;
-  for (int trial = 0; trial < 8; ++trial) {
-    const auto scale = outward_bfloat16(extreme / (-6.5F - 0.3F * static_cast<float>(trial)));
-    const float width = widened(scale), inverse = width != 0 ? 1 / width : 0;
-    float error = 0;
-    for (int i = 0; i < kGroup; ++i) {
-      const float missed = w[i] - width * clamped(__builtin_nearbyintf(w[i] * inverse));
-      error += missed * missed;
-    }
-    if (error < least) {
-      least = error;
-      best = scale;
+/// Bytes of N numbers and their scale, all zero unless `is_there`.
+template <class Numbers, int N>
+float quantize(const float* w, bool is_there, Scale (*choose)(const Numbers&),
+               std::int8_t (&values)[N]) {
+  __builtin_memset(values, 0, sizeof values);
+  if (!is_there) return 0;
+  const Numbers numbers(w);
+  const auto scale = choose(numbers);
+  numbers.store(scale, values);
+  return scale.size;
+}
+
+void pack_int8(const float* weight, std::int64_t stride, std::int64_t rows, std::int64_t inputs,
+               std::uint8_t* block) {
+  std::int8_t values[kInt8Group];
+  for (std::int64_t k = 0; k < inputs; k += kInt8Group, block += kInt8GroupBytes) {
+    const Group group{block};
+    for (std::int64_t output = 0; output < kBlock; ++output) {
+      const float scale = quantize(weight + output * stride + k, output < rows, int8_scale, values);
+      group.set_scale(output, bfloat16_of(scale));
+      for (int i = 0; i < kInt8Group; ++i)
+        group.byte(output, i / 4, i % 4) = static_cast<std::uint8_t>(128 + values[i]);
     }
   }
-  return best;
 }
 
 void pack_int4(const float* weight, std::int64_t stride, std::int64_t rows, std::int64_t inputs,
                std::uint8_t* block) {
+  std::int8_t values[kGroup];
   for (std::int64_t k = 0; k < inputs; k += kGroup, block += kInt4GroupBytes) {
     const Group group{block};
     for (std::int64_t output = 0; output < kBlock; ++output) {
-      const auto* w = weight + output * stride + k;
-      const auto scale = output < rows ? int4_scale(w) : std::uint16_t{0};
-      const float inverse = widened(scale) != 0 ? 1 / widened(scale) : 0;
-      const auto nibble = [&](int i) {
-        return output < rows ? 8 + static_cast<int>(clamped(__builtin_nearbyintf(w[i] * inverse)))
-                             : 8;
-      };
-      group.set_scale(output, scale);
+      const float scale = quantize(weight + output * stride + k, output < rows, int4_scale, values);
+      group.set_scale(output, bfloat16_of(scale));
       for (int i = 0; i < kGroup / 2; ++i)
         group.byte(output, i / 4, i % 4) =
-            static_cast<std::uint8_t>(nibble(i) | nibble(i + kGroup / 2) << 4);
+            static_cast<std::uint8_t>((8 + values[i]) | (8 + values[i + kGroup / 2]) << 4);
     }
   }
 }

@@ -206,6 +206,28 @@ TEST(Generator, ExactBatchesGiveTheSameBitsInEveryDtype) {
   }
 }
 
+TEST(Generator, ATiedHeadIsPackedAsAnyOther) {
+  auto config = wordy_config();
+  config.text.hidden_size = 256;
+  config.text.head_dim = 64;
+  config.text.intermediate_size = 512;
+  config.text.tie_word_embeddings = true;
+  for (const std::int64_t bits : {16, 8}) {
+    const auto whole = test::tiny_model(config, 3, torch::kBFloat16);
+    auto packed = test::tiny_model(config, 3, torch::kBFloat16);
+    const bool rows_are_independent = pack_for_answers(packed, bits);
+    if (bits == 16 && !nn::prefers_packed_bfloat16()) continue;
+    EXPECT_TRUE(rows_are_independent);
+    ASSERT_TRUE(packed->lm_head && packed->lm_head->packed);
+    EXPECT_EQ(packed->named_parameters().find("lm_head.weight"), nullptr);
+    torch::NoGradGuard no_grad;
+    const auto hidden = torch::randn({3, 256}).to(torch::kBFloat16);
+    const auto want = model::Llava(whole)->logits(hidden).to(torch::kFloat64);
+    const auto error = (packed->logits(hidden).to(torch::kFloat64) - want).norm() / want.norm();
+    EXPECT_LT(error.item<double>(), bits == 16 ? 0.003 : 0.01);  // bfloat16; bytes
+  }
+}
+
 TEST(Generator, FewerBitsMoveLogitsALittle) {
   auto config = wordy_config();
   config.text.hidden_size = 256;

@@ -1,7 +1,7 @@
 // Weights laid out once for this CPU's products, in the one layout that serves prefill and decode,
-// in bfloat16 or quantised to bytes or nibbles in groups of 32 inputs with a scale each. Quantised
-// weights meet inputs quantised to bytes by the same groups. A row's result does not depend on the
-// rows beside it.
+// in bfloat16 or quantised to bytes in groups of 64 inputs or nibbles in groups of 32, with a scale
+// each. Quantised weights meet inputs quantised to bytes in groups of 32. A row's result does not
+// depend on the rows beside it.
 //   T rows   K inputs   N outputs
 #pragma once
 
@@ -15,7 +15,7 @@ namespace llava::nn {
 
 enum class Packing {
   bfloat16,
-  int8,  // 8.5 bits a weight
+  int8,  // 8.25 bits a weight
   int4   // 4.5 bits a weight
 };
 
