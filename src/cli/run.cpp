@@ -177,6 +177,7 @@ int answer_file(generate::Assistant& assistant, const RunConfig& config, const A
                                                   .image_folder = config.image_folder,
                                                   .batch = config.batch,
                                                   .with_ids = args.common().json,
+                                                  .raw = config.raw,
                                                   .system = config.talk.system},
                                                  config.talk.generate);
   log::info(report.questions, " questions, ", report.answered_before, " answered before, ",

@@ -116,10 +116,12 @@ Prepared prepare(const Assistant& assistant, const Question& question,
     for (const auto& image : question.images)
       pictures.push_back(
           read_picture(assistant, path_inside(config.image_folder, image, question.where)));
+    const auto marked = with_marks(question.text, pictures);
     text::Conversation conversation;
     conversation.system = config.system;
-    conversation.messages = {{text::Role::user, with_marks(question.text, pictures)}};
-    auto example = assistant.encoder.encode_prompt(conversation, std::move(pictures));
+    conversation.messages = {{text::Role::user, marked}};
+    auto example = config.raw ? assistant.encoder.encode_raw(marked, std::move(pictures))
+                              : assistant.encoder.encode_prompt(conversation, std::move(pictures));
     expect_fits(assistant, example, 0, generate.max_new_tokens == 0 ? 0 : 1);
     return {std::move(example), std::nullopt};
   } catch (const Error& error) {

@@ -77,6 +77,22 @@ TEST_F(Questions, AreAnsweredInOrderInTheReferencesFormat) {
   EXPECT_EQ(answer_ids.size(), 5u);
 }
 
+TEST_F(Questions, RawTextIsAllTheModelGets) {
+  const auto answer_to = [&](const std::string& text, bool raw) {
+    write_file(folder_ / "one.jsonl", Json{{"question_id", 1}, {"text", text}}.dump());
+    std::filesystem::remove(folder_ / "one.out");
+    answer_questions(assistant_,
+                     {.input = folder_ / "one.jsonl", .output = folder_ / "one.out", .raw = raw},
+                     generate_);
+    return parse_json(text_of("one.out"), "answer")["text"].get<std::string>();
+  };
+  text::Conversation conversation;
+  conversation.messages = {{text::Role::user, "No picture"}};
+  const auto rendered = text::render_open(assistant_.encoder.chat(), conversation).text;
+  EXPECT_EQ(answer_to(rendered, true), answer_to("No picture", false));
+  EXPECT_NE(answer_to(rendered, false), answer_to("No picture", false));
+}
+
 TEST_F(Questions, BatchesDoNotChangeAByte) {
   run("one.jsonl");
   run("two.jsonl", 2);

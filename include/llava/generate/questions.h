@@ -15,6 +15,7 @@ struct QuestionsConfig {
   std::string image_folder = {};           // where the images' names lead
   std::int64_t batch = 1;                  // questions answered together
   bool with_ids = false;                   // answers also have "ids"
+  bool raw = false;                        // a question's text is all the model gets: no template
   std::optional<std::string> system = {};  // instead of the template's system text
 };
 
