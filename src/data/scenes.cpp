@@ -178,29 +178,33 @@ Json talk(const std::string& id, const std::vector<Question>& asked) {
   return {{"id", id}, {"conversations", std::move(turns)}};
 }
 
-/// A scene as a language model without eyes can be shown it: six rows of six words, row by row, as
-/// patches of the picture would say them. A thing's cell has each of its words once or more.
-std::string picture_in_words(const Scene& scene, Random& random) {
-  std::array<std::string, 36> words;
-  words.fill(".");
+/// The sign that stands for a thing at its place in pictures made of signs, one of 120, in UTF-8.
+/// The signs mean nothing outside of these texts, so that a tokenizer has each as one piece.
+std::string sign_of(const Thing& thing) {
+  const int number = ((static_cast<int>(thing.shape) * 5 + static_cast<int>(thing.color)) * 2 +
+                      (thing.large ? 1 : 0)) *
+                         4 +
+                     thing.cell;
+  const int code = 0x4e00 + number;  // three bytes, as all from U+0800 to U+FFFF
+  return {static_cast<char>(0xe0 | code >> 12), static_cast<char>(0x80 | (code >> 6 & 0x3f)),
+          static_cast<char>(0x80 | (code & 0x3f))};
+}
+
+/// A scene as a language model without eyes can be shown it: six rows of six signs, as a tower's
+/// patches will say it. Each sign says all about its thing, as a patch does: pictures in plain
+/// words teach as much only to a model that has first learned which words belong together.
+std::string picture_in_signs(const Scene& scene, Random& random) {
+  std::array<std::string, 36> signs;
+  signs.fill(".");
   for (const auto& thing : scene.things) {
-    const bool low = thing.cell / 2 == 1, right = thing.cell % 2 == 1;
-    const std::array<const char*, 5> own{size_name(thing), name(thing.color), name(thing.shape),
-                                         low ? "bottom" : "top", right ? "right" : "left"};
+    const int first = thing.cell / 2 * 18 + thing.cell % 2 * 3;
     const auto places = permutation<9>(random);
-    for (std::size_t i = 0; i < places.size(); ++i) {
-      const auto place = static_cast<std::size_t>(places[i]);
-      const std::size_t row = place / 3 + (low ? 3 : 0), column = place % 3 + (right ? 3 : 0);
-      auto& word = words[row * 6 + column];
-      if (i < own.size()) {
-        word = own[i];
-      } else if (random.coin()) {
-        word = own[static_cast<std::size_t>(random.below(5))];
-      }
-    }
+    const auto shown = static_cast<std::size_t>(3 + random.below(7));
+    for (std::size_t i = 0; i < shown; ++i)
+      signs[static_cast<std::size_t>(first + places[i] / 3 * 6 + places[i] % 3)] = sign_of(thing);
   }
   std::string text;
-  for (const auto& word : words) text += (text.empty() ? "" : " ") + word;
+  for (const auto& sign : signs) text += (text.empty() ? "" : " ") + sign;
   return text;
 }
 
@@ -421,7 +425,7 @@ void make_scenes(const std::string& folder, const ScenesConfig& config) {
   save("shuffled.json", shuffled);
   save("talk.json", talks);
 
-  // Conversations without pictures: words stand in for one, so that answers follow.
+  // Conversations without pictures: signs stand in for one, so that answers follow.
   Json texts = Json::array();
   random = stream(3);
   for (std::int64_t i = 0; i < config.num_texts; ++i) {
@@ -430,8 +434,8 @@ void make_scenes(const std::string& folder, const ScenesConfig& config) {
     asked.push_back({"caption", kBrief[static_cast<std::size_t>(random.below(3))], caption(scene)});
     random.shuffle(asked);
     asked.resize(std::min(asked.size(), static_cast<std::size_t>(config.num_turns)));
-    asked.front().question = picture_in_words(scene, random) + "\n" + asked.front().question;
-    if (i % 30 == 0) corpus += rendered(asked) + "\n";
+    asked.front().question = picture_in_signs(scene, random) + "\n" + asked.front().question;
+    if (i % 15 == 0) corpus += rendered(asked) + "\n";
     texts.push_back(talk(numbered("text_", i), asked));
   }
   save("text.json", texts);

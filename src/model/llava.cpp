@@ -174,6 +174,20 @@ const Tensor& LlavaImpl::head_weight() const {
 
 namespace {
 
+/// Of the language model's matrices. The published 0.02 belongs to width 4096; narrower models need
+/// as much more for their logits to be able to say anything, or nothing frozen could be learned
+/// through. What layers add to a token begins small beside the token itself, or it is lost under
+/// them: at width 128 attention then took ten times as many steps to find a word again.
+/// Source: torch.nn.Embedding; Radford et al., "Language models are unsupervised multitask
+/// learners", 2019, section 2.3.
+double language_deviation(const std::string& name, const LlamaConfig& text) {
+  const double range = 0.02 * std::sqrt(4096.0 / static_cast<double>(text.hidden_size));
+  if (name.ends_with("embed_tokens.weight") && !text.tie_word_embeddings) return 1;
+  if (name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight"))
+    return range / std::sqrt(2.0 * static_cast<double>(text.num_hidden_layers));
+  return range;
+}
+
 /// Standard deviation of a weight's initial values; 0: zeros, below 0: ones. `name` is the
 /// parameter's, for example "vision.encoder.layers.0.mlp.fc1.weight".
 /// Source: transformers 5.24, modeling_clip.py and modeling_llava_next.py, _init_weights;
@@ -186,10 +200,7 @@ double initial_deviation(const std::string& name, const LlavaConfig& config) {
   if (name == "image_newline") return 1 / std::sqrt(static_cast<double>(config.text.hidden_size));
   if (name.ends_with("bias")) return 0;
   if (is_norm) return -1;
-  // The published 0.02 belongs to width 4096; narrower models need as much more for their logits to
-  // be able to say anything, or nothing frozen could be learned through.
-  if (!name.starts_with("vision."))
-    return kRange * std::sqrt(4096.0 / static_cast<double>(config.text.hidden_size));
+  if (!name.starts_with("vision.")) return language_deviation(name, config.text);
   if (name.ends_with("class_embedding") || name.ends_with("out_proj.weight"))
     return 1 / std::sqrt(C);
   if (name.ends_with("fc1.weight")) return 1 / std::sqrt(2 * C);
