@@ -67,8 +67,15 @@ void copy_tokenizer(const std::string& from, const std::string& to,
   });
   edit(to + "/tokenizer_config.json", /*makes_it=*/true, [&](Json& json) {
     if (!json.contains("tokenizer_class")) json["tokenizer_class"] = "LlamaTokenizer";
-    for (const auto& [text, id] : added)
-      json["added_tokens_decoder"][std::to_string(id)] = token_object(text);
+    auto& decoder = json["added_tokens_decoder"];
+    if (!decoder.is_object()) decoder = Json::object();
+    for (const auto& [text, id] : added) {
+      for (auto item = decoder.begin(); item != decoder.end();) {  // one text, one id
+        const bool is_same = item->is_object() && item->value("content", Json()) == Json(text);
+        item = is_same ? decoder.erase(item) : std::next(item);
+      }
+      decoder[std::to_string(id)] = token_object(text);
+    }
     if (has_pad) json["pad_token"] = "<pad>";
   });
   edit(to + "/special_tokens_map.json", /*makes_it=*/false, [&](Json& json) {

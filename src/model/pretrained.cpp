@@ -112,6 +112,20 @@ Pretrained load_pretrained(const std::string& folder, const LoadOptions& options
   return loaded;
 }
 
+namespace {
+
+/// The token for pictures that a folder's configuration names within its vocabulary, or -1.
+std::int64_t image_token_of(const std::string& folder, std::int64_t vocab_size) {
+  const auto path = folder + "/config.json";
+  const auto json = parse_json(read_file(path), path);
+  const auto found = json.find("image_token_index");
+  if (found == json.end() || !found->is_number_integer()) return -1;
+  const auto id = found->get<std::int64_t>();
+  return id < vocab_size ? std::max<std::int64_t>(id, -1) : -1;
+}
+
+}  // namespace
+
 Pretrained assemble(const std::string& vision_folder, const std::string& language_folder,
                     LlavaConfig wanted, std::uint64_t seed, const LoadOptions& options) {
   wanted.vision = read_clip_config(vision_folder);
@@ -124,7 +138,10 @@ Pretrained assemble(const std::string& vision_folder, const std::string& languag
   wanted.merge.class_only = wanted.feature_select == "cls";
   wanted.vision_tower = vision_folder;
   wanted.tower_in_weights = true;
-  wanted.image_token_id = wanted.video_token_id = -1;  // given when the vocabulary grows
+  // A language model that has talked about pictures keeps its token for them; others are given one
+  // when the vocabulary grows.
+  wanted.image_token_id = image_token_of(language_folder, wanted.text.vocab_size);
+  wanted.video_token_id = -1;
   Sources sources;
   sources.add(language_folder, weights::load_folder(language_folder), kLanguageParts);
   sources.add(vision_folder, weights::load_folder(vision_folder), {"vision."});

@@ -311,6 +311,18 @@ TEST(Assemble, TakesTheFoldersAndStartsTheProjectorFromTheSeed) {
   EXPECT_EQ(one->config.merge.side, 2);
 }
 
+TEST(Assemble, LanguageModelThatHasSeenPicturesKeepsItsTokenForThem) {
+  const BareParts parts;
+  const auto made = model::assemble(golden("llava-llama"), golden("llava-llama"),
+                                    model::named_shape("llava-1.5-7b"), 1);
+  const auto before = read_json(golden("llava-llama/config.json"));
+  EXPECT_EQ(made.model->config.image_token_id, before["image_token_index"]);
+  EXPECT_EQ(
+      model::assemble(parts.vision.path(), parts.text.path(), model::named_shape("llava-1.5-7b"), 1)
+          .model->config.image_token_id,
+      -1);
+}
+
 TEST(Projector, TravelsAloneAsTheReferenceWritesIt) {
   const BareParts parts;
   const TemporaryFolder stage1, other;
