@@ -109,6 +109,7 @@ std::string character_vocabulary() {
 void save_tokenizer(const std::string& folder, const std::string& model) {
   make_folder(folder);
   const auto size = piece_count(model);
+  // Legacy: what follows a picture begins as a text of its own does, here and in transformers.
   const Json config{{"tokenizer_class", "LlamaTokenizer"},
                     {"add_bos_token", true},
                     {"add_eos_token", false},
@@ -116,7 +117,7 @@ void save_tokenizer(const std::string& folder, const std::string& model) {
                     {"eos_token", "</s>"},
                     {"unk_token", "<unk>"},
                     {"pad_token", "<pad>"},
-                    {"legacy", false},
+                    {"legacy", true},
                     {"clean_up_tokenization_spaces", false},
                     {"padding_side", "left"}};
   const Json special{
