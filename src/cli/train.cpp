@@ -55,6 +55,7 @@ void train_here(const train::TrainConfig& config, const train::Compute& compute,
   auto start = train::load_model(config.model, compute);
   auto groups = train::choose_stage(start.model, config.stage, config.schedule.learning_rate,
                                     config.optimizer.weight_decay, compute.seed);
+  train::settle_layout(start);
   log::info(train::describe_stage(start.model, config.stage, groups));
   auto data =
       train::open_data(config.data, config.model, start, train::template_name(config), compute);

@@ -197,7 +197,7 @@ Json inspect_bare(const std::string& folder, Kind kind) {
 
 Json inspect_addition(const std::string& folder, Kind kind, const std::string& vision_tower) {
   Report report(kind == Kind::peft ? "peft" : "projector");
-  if (is_file(folder + "/config.json"))
+  if (has_llava_config(folder))
     describe(report, folder, read_llava_config(folder, vision_tower));
   if (kind == Kind::projector) {
     report.count(load_projector_file(folder));

@@ -63,6 +63,12 @@ const Tensor* Sources::find(const std::string& name) const {
   return found == index_.end() ? nullptr : &entries_[found->second].tensor;
 }
 
+std::vector<std::string> Sources::names() const {
+  std::vector<std::string> all;
+  for (const auto& entry : entries_) all.push_back(entry.name);
+  return all;
+}
+
 bool Sources::has_prefix(const std::string& prefix) const {
   return std::any_of(entries_.begin(), entries_.end(),
                      [&](const Entry& entry) { return entry.name.starts_with(prefix); });

@@ -19,6 +19,7 @@ class Sources {
            const std::vector<std::string>& prefixes = {});
 
   const torch::Tensor* find(const std::string& name) const;
+  std::vector<std::string> names() const;
   bool has_prefix(const std::string& prefix) const;
 
   /// Names that begin with one of these may be absent.

@@ -203,8 +203,11 @@ TEST_F(TrainerTest, LoraLeavesAPeftFolderThatGoesOnLearning) {
   run.finish();
   const std::string folder = wanted.loop.output_dir + "/model";
   for (const char* name : {"adapter_config.json", "adapter_model.safetensors",
-                           "non_lora_trainables.bin", "config.json"})
+                           "non_lora_trainables.bin", "llava/config.json"})
     EXPECT_TRUE(fs::exists(folder + "/" + name)) << name;
+  // With one transformers would look for a whole model here instead of going to the base.
+  EXPECT_FALSE(fs::exists(folder + "/config.json"));
+  EXPECT_EQ(model::read_llava_config(folder).tiling.aspect, media::Aspect::pad);
   auto further = wanted;
   further.loop.output_dir += "2";
   further.model.lora_weight_path = folder;

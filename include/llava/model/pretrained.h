@@ -20,6 +20,7 @@ struct LoadOptions {
 struct Pretrained {
   Llava model{nullptr};
   std::string tokenizer_folder;
+  std::string base_folder;  // of the whole model or LLM that an adapter of this model builds on
 };
 
 /// Loads any folder of the contract's table. No random initialisation, no second copy: each tensor
