@@ -89,6 +89,18 @@ bool is_adapter(const std::string& folder) {
   return is_file(folder + "/adapter_config.json") || !adapter_file(folder).empty();
 }
 
+weights::StateDict adapter_tensors(const std::string& folder) {
+  weights::StateDict all;
+  if (const auto file = adapter_file(folder); !file.empty()) all = weights::load_file(file);
+  for (const auto* name : {"/non_lora_trainables.safetensors", "/non_lora_trainables.bin"}) {
+    if (!is_file(folder + name)) continue;
+    for (const auto& [tensor_name, tensor] : weights::load_file(folder + name))
+      if (!all.contains(tensor_name)) all.add(tensor_name, tensor);
+    break;
+  }
+  return all;
+}
+
 std::vector<std::string> extra_tensors(const std::string& folder) {
   std::vector<std::string> names;
   Sources extra;

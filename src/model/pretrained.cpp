@@ -68,7 +68,7 @@ Pretrained build(const LlavaConfig& config, Sources& sources, const std::string&
   Pretrained loaded;
   loaded.tokenizer_folder = tokenizer;
   loaded.model = Llava(config, torch::TensorOptions(dtype).device(options.device));
-  sources.fill(loaded.model);
+  loaded.narrowed = sources.fill(loaded.model);
   loaded.model->eval();
   for (auto& parameter : loaded.model->parameters()) parameter.requires_grad_(false);
   return loaded;

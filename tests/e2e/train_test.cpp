@@ -152,6 +152,20 @@ TEST_F(Training, LearnsOnFourBits) {
   EXPECT_THAT(refused.err, testing::HasSubstr("--lora_enable"));
 }
 
+/// All that was trained is in the folder, and stays in what is made of it.
+TEST_F(Training, AdaptersFolderConvertsWithItsProjectorAndBase) {
+  ASSERT_EQ(llava(words("adapter", {"--learning_rate", "0.1", "--max_steps", "1"})).exit, 0);
+  const auto folder = path("adapter") + "/model";
+  const auto converted =
+      llava({"convert", "-m", folder, "--to", "peft", "--output_dir", path("peft"), "--quiet"});
+  ASSERT_EQ(converted.exit, 0) << converted.err;
+  for (const char* name : {"adapter_config.json", "adapter_model.safetensors", "llava/config.json",
+                           "llava/preprocessor_config.json", "non_lora_trainables.bin"})
+    EXPECT_EQ(read_file(path("peft") + "/" + name), read_file(folder + "/" + name)) << name;
+  EXPECT_EQ(read_json(folder + "/adapter_config.json")["modules_to_save"],
+            Json({"multi_modal_projector"}));
+}
+
 TEST_F(Training, PlanMakesRealStepsAndKnowsBits) {
   auto all = words("planned", {"--json", "--gpu", "cpu", "--gpu_memory", "8GB", "--bf16", "False"});
   all[0] = "plan";

@@ -5,6 +5,7 @@
 
 #include "llava/model/llava.h"
 #include "llava/nn/lora.h"
+#include "llava/weights/state_dict.h"
 
 #include <string>
 #include <vector>
@@ -31,6 +32,9 @@ void load_adapter(const std::string& folder, Llava& model);
 /// The layout of an adapter over this base: a whole LLaVA's own; over a bare LLM the original one,
 /// whose config.json tells where the tower is.
 Layout adapter_layout(const std::string& base_folder);
+
+/// All tensors of an adapter's folder under the files' names, LoRA's pairs first.
+weights::StateDict adapter_tensors(const std::string& folder);
 
 /// Our names of the tensors that an adapter's folder holds beside the pairs.
 std::vector<std::string> extra_tensors(const std::string& folder);
