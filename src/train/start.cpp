@@ -183,7 +183,7 @@ model::Layout saved_layout(const model::Pretrained& start) {
   const bool is_original_adapter =
       has_adapter(start.model) &&
       model::adapter_layout(start.base_folder) == model::Layout::original;
-  if (config.layout == model::Layout::hugging_face && !is_original_adapter) {
+  if (!is_original_adapter) {
     try {
       model::hugging_face_config(config);
       return model::Layout::hugging_face;
@@ -196,11 +196,18 @@ model::Layout saved_layout(const model::Pretrained& start) {
 
 void settle_layout(model::Pretrained& start) {
   auto& config = start.model->config;
-  if (saved_layout(start) == config.layout) return;
-  log::info("the model will be saved in the original LLaVA layout: Hugging Face's ",
-            has_adapter(start.model) ? "has no adapters of a bare LLM" : "cannot express it");
-  config.merge.hugging_face = false;
-  if (std::exchange(config.tiling.height_first, false))
+  const auto layout = saved_layout(start);
+  if (layout == config.layout) return;
+  const bool is_hugging_face = layout == model::Layout::hugging_face;
+  if (is_hugging_face) {
+    log::info("the model will be saved in Hugging Face's layout; llava convert --to llava makes ",
+              "an original one of it");
+  } else {
+    log::info("the model will be saved in the original LLaVA layout: Hugging Face's ",
+              has_adapter(start.model) ? "has no adapters of a bare LLM" : "cannot express it");
+  }
+  config.merge.hugging_face = is_hugging_face;
+  if (std::exchange(config.tiling.height_first, is_hugging_face) != is_hugging_face)
     for (auto& [first, second] : config.tiling.pinpoints) std::swap(first, second);
 }
 

@@ -152,6 +152,20 @@ TEST_F(StartTest, ModelThatHuggingFaceCannotExpressWillBeSavedInTheOriginalLayou
             "cls");
 }
 
+TEST_F(StartTest, OriginalModelIsSavedSoThatTransformersLoadsIt) {
+  auto loaded = load([](auto&) {});
+  model::save_pretrained(*world_ / "original", loaded.model, model::Layout::original,
+                         loaded.tokenizer_folder);
+  auto config = test::settings(*world_, "of the original");
+  config.model.model_name_or_path = *world_ / "original";
+  config.schedule.max_steps = 1;
+  test::TinyRun run(config);
+  EXPECT_EQ(run.start.model->config.layout, model::Layout::original);
+  EXPECT_EQ(saved_layout(run.start), model::Layout::hugging_face);
+  run.finish();  // reads it back
+  EXPECT_EQ(read_json(*world_ / "of the original/model/config.json")["model_type"], "llava");
+}
+
 /// The reference's finetune_lora.sh starts from an LLM, a tower and Stage 1's projector.
 TEST_F(StartTest, AdapterOverATowerAndAnLlmRemembersBoth) {
   auto config = test::settings(*world_, "lora of parts");
