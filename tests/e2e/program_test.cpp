@@ -30,6 +30,25 @@ TEST(Program, HelpAndVersionGoToStdout) {
   EXPECT_THAT(version.out, HasSubstr("llava 0."));
 }
 
+TEST(Program, VerbsThatWriteFilesPrintOneObjectToo) {
+  const support::TemporaryFolder folder;
+  ASSERT_EQ(llava({"init", "--shape", "tiny", "--output_dir", folder / "model"}).exit, 0);
+  const auto input = folder.write("q.jsonl",
+                                  "{\"question_id\": 1, \"text\": \"Hi\"}\n"
+                                  "{\"question_id\": 2, \"text\": \"Hi\", "
+                                  "\"image\": \"none.png\"}\n");
+  const auto ran = llava({"run", "-m", folder / "model", "--input", input, "--output",
+                          folder / "a.jsonl", "-n", "2", "--json", "--quiet"});
+  EXPECT_EQ(ran.exit, 3);
+  EXPECT_EQ(parse_json(ran.out, "stdout"),
+            Json({{"questions", 2}, {"answered_before", 0}, {"failed", 1}}));
+  const auto made = llava({"data", "make-scenes", "--num_single", "2", "--num_train", "2",
+                           "--num_captions_test", "1", "--num_questions", "4", "--num_texts", "1",
+                           "--output_dir", folder / "world", "--json", "--quiet"});
+  EXPECT_EQ(made.exit, 0) << made.err;
+  EXPECT_EQ(parse_json(made.out, "stdout")["output_dir"], folder / "world");
+}
+
 TEST(Program, MisspellingsAreUsageErrorsThatNameTheNearest) {
   const auto verb = llava({"trian"});
   EXPECT_EQ(verb.exit, 2);
