@@ -75,7 +75,22 @@ TEST(Program, CommandLineOverridesFileOverridesDefault) {
   const auto wrong = folder.write("w.json", R"({"learning_rte": 1})");
   const auto refused = llava({"train", "--config", wrong, "--print_config"});
   EXPECT_EQ(refused.exit, 2);
-  EXPECT_THAT(refused.err, HasSubstr("learning_rate"));
+  EXPECT_THAT(refused.err, HasSubstr("did you mean \"learning_rate\""));
+}
+
+TEST(Program, FilesOfSettingsKnowTheNamesOfTheCommandLine) {
+  const support::TemporaryFolder folder;
+  const auto file =
+      folder.write("c.json", R"({"n-predict": 7, "model_path": "m", "temp": 0.5, "top-p": 0.25})");
+  const auto shown = llava({"run", "--config", file, "--print_config"});
+  ASSERT_EQ(shown.exit, 0) << shown.err;
+  const auto settings = parse_json(shown.out, "--print_config");
+  EXPECT_EQ(settings["max_new_tokens"], 7);
+  EXPECT_EQ(settings["model"], "m");
+  EXPECT_EQ(settings["temperature"], 0.5);
+  EXPECT_EQ(settings["top_p"], 0.25);
+  const auto wrong = folder.write("w.json", R"({"tmp": 1})");
+  EXPECT_THAT(llava({"run", "--config", wrong}).err, HasSubstr("did you mean \"temp\""));
 }
 
 TEST(Program, ValuesMayBeginWithADash) {
