@@ -253,5 +253,83 @@ TEST_F(Training, ReferencesFlagsAreTakenAsItsScriptsSpellThem) {
   EXPECT_EQ(json["mm_use_im_start_end"], false);
 }
 
+/// finetune.sh of the reference as it stands, but for the paths and the number of steps.
+TEST_F(Training, LineOfTheReferencesScriptsRuns) {
+  folder_->write("zero2.json", R"({"zero_optimization": {"stage": 2}})");
+  const auto trained = llava({"train",
+                              "--deepspeed",
+                              path("zero2.json"),
+                              "--model_name_or_path",
+                              path("model"),
+                              "--version",
+                              "v1",
+                              "--data_path",
+                              path("set.json"),
+                              "--image_folder",
+                              path("images"),
+                              "--mm_projector_type",
+                              "mlp2x_gelu",
+                              "--mm_vision_select_layer",
+                              "-2",
+                              "--mm_use_im_start_end",
+                              "False",
+                              "--mm_use_im_patch_token",
+                              "False",
+                              "--image_aspect_ratio",
+                              "pad",
+                              "--group_by_modality_length",
+                              "True",
+                              "--bf16",
+                              "True",
+                              "--output_dir",
+                              path("script"),
+                              "--num_train_epochs",
+                              "1",
+                              "--per_device_train_batch_size",
+                              "16",
+                              "--per_device_eval_batch_size",
+                              "4",
+                              "--gradient_accumulation_steps",
+                              "1",
+                              "--evaluation_strategy",
+                              "no",
+                              "--save_strategy",
+                              "steps",
+                              "--save_steps",
+                              "50000",
+                              "--save_total_limit",
+                              "1",
+                              "--learning_rate",
+                              "2e-5",
+                              "--weight_decay",
+                              "0.",
+                              "--warmup_ratio",
+                              "0.03",
+                              "--lr_scheduler_type",
+                              "cosine",
+                              "--logging_steps",
+                              "1",
+                              "--tf32",
+                              "True",
+                              "--model_max_length",
+                              "2048",
+                              "--gradient_checkpointing",
+                              "True",
+                              "--dataloader_num_workers",
+                              "4",
+                              "--lazy_preprocess",
+                              "True",
+                              "--report_to",
+                              "wandb",
+                              "--device",
+                              "cpu",
+                              "--threads",
+                              "1"});
+  EXPECT_EQ(trained.exit, 0) << trained.err;
+  for (const char* line : {"--zero 2", "--tf32: ", "--report_to wandb: tensorboard"})
+    EXPECT_THAT(trained.err, HasSubstr(line));
+  EXPECT_EQ(read_json(path("script") + "/config.json")["zero"], 2);
+}
+
 }  // namespace
 }  // namespace llava
