@@ -30,6 +30,19 @@ TEST(Program, HelpAndVersionGoToStdout) {
   EXPECT_THAT(version.out, HasSubstr("llava 0."));
 }
 
+TEST(Program, ResultsThatCannotBeWrittenAreAFailure) {
+  const support::TemporaryFolder folder;
+  ASSERT_EQ(llava({"init", "--shape", "tiny", "--output_dir", folder / "model"}).exit, 0);
+  const std::vector<std::string> verbs{"inspect " + folder / "model" + " --json", "doctor",
+                                       "run --help", "--version"};
+  for (const auto& verb : verbs) {
+    const auto full =
+        support::run_command({"sh", "-c", std::string(LLAVA_PROGRAM) + " " + verb + " >/dev/full"});
+    EXPECT_EQ(full.exit, 1) << verb;
+    EXPECT_THAT(full.err, HasSubstr("stdout cannot be written")) << verb;
+  }
+}
+
 TEST(Program, VerbsThatWriteFilesPrintOneObjectToo) {
   const support::TemporaryFolder folder;
   ASSERT_EQ(llava({"init", "--shape", "tiny", "--output_dir", folder / "model"}).exit, 0);
