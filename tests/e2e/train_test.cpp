@@ -164,6 +164,13 @@ TEST_F(Training, AdaptersFolderConvertsWithItsProjectorAndBase) {
     EXPECT_EQ(read_file(path("peft") + "/" + name), read_file(folder + "/" + name)) << name;
   EXPECT_EQ(read_json(folder + "/adapter_config.json")["modules_to_save"],
             Json({"multi_modal_projector"}));
+
+  const auto report = parse_json(llava({"inspect", folder, "--json"}).out, "inspect");
+  EXPECT_EQ(report["dtype"], "float32");
+  EXPECT_GT(report["parts"]["text"]["num_parameters"], 0);
+  EXPECT_GT(report["parts"]["projector"]["num_parameters"], 0);
+  EXPECT_EQ(report["parts"]["vision"]["num_parameters"], 0);
+  EXPECT_EQ(report["unexpected"], Json::array());
 }
 
 TEST_F(Training, PlanMakesRealStepsAndKnowsBits) {
