@@ -111,9 +111,30 @@ const std::string& MappedFile::path() const { return mapping_->path; }
 char* MappedFile::data() const { return static_cast<char*>(mapping_->data); }
 std::size_t MappedFile::size() const { return mapping_->size; }
 
-AtomicFile::AtomicFile(const std::string& path) : path_(path) {
+namespace {
+
+/// The file that a name leads to: through links, which stay. Throws unless it is a regular one or
+/// none yet: a device or pipe must not be replaced by a file.
+std::string place_of(const std::string& path) {
+  constexpr int kMostLinks = 40;  // as Linux has it
+  std::filesystem::path place = path;
+  std::error_code error;
+  const auto status = std::filesystem::status(path, error);
+  expect(!std::filesystem::is_other(status), Fault::usage, path,
+         ": is no regular file and is not replaced; choose another name");
+  for (int i = 0; i < kMostLinks && std::filesystem::is_symlink(place, error); ++i) {
+    const auto target = std::filesystem::read_symlink(place, error);
+    if (error) fail_write(path, error.value());
+    place = target.is_absolute() ? target : place.parent_path() / target;
+  }
+  return place.string();
+}
+
+}  // namespace
+
+AtomicFile::AtomicFile(const std::string& path) : path_(place_of(path)) {
   static std::atomic<unsigned> serial{0};
-  temporary_ = path + ".tmp-" + std::to_string(::getpid()) + "-" + std::to_string(serial++);
+  temporary_ = path_ + ".tmp-" + std::to_string(::getpid()) + "-" + std::to_string(serial++);
   descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
   if (descriptor_ < 0) fail_write(path_, errno);
 }

@@ -72,6 +72,14 @@ std::vector<std::string> Args::names() const {
   return names;
 }
 
+/// Names as they stand in a file of settings: without dashes in front, and no single letters.
+std::vector<std::string> Args::setting_names() const {
+  std::vector<std::string> settings;
+  for (const auto& name : names())
+    if (name.rfind("--", 0) == 0 && name != "--help") settings.push_back(name.substr(2));
+  return settings;
+}
+
 Args::Option* Args::named(const std::string& word) {
   for (auto& option : options_) {
     if (word == "--" + option.name) return &option;
@@ -164,8 +172,8 @@ void Args::apply_file(const std::string& path) {
     std::string name = key;
     std::replace(name.begin(), name.end(), '-', '_');
     Option* option = named("--" + name);
-    expect(option != nullptr && option->name == name, Fault::usage, path, ": unknown setting \"",
-           key, "\"", suggestion(name, names()), "; llava ", verb_, " --help lists them");
+    expect(option != nullptr, Fault::usage, path, ": unknown setting \"", key, "\"",
+           suggestion(name, setting_names()), "; llava ", verb_, " --help lists them");
     option->read(value, path + ": \"" + key + "\"");
     option->given = true;
   }

@@ -358,6 +358,8 @@ int bench(const std::vector<std::string>& words) {
   expect(config.repetitions >= 1, Fault::usage, "repetitions must be 1 or more");
   expect(config.text_tokens >= 1 && config.prompt_tokens >= 0, Fault::usage,
          "text_tokens must be positive, prompt_tokens 0 or positive");
+  // Fewer bits are for answers: unless it is asked for, training is not measured with them.
+  if (config.bits < 16 && !args.given("what")) config.what = "vision,prefill,decode";
   const auto parts = split_list(config.what);
   const std::vector<std::string> known{"vision", "prefill", "decode", "train"};
   for (const auto& part : parts)

@@ -26,7 +26,7 @@ struct ConvertConfig {
     field("verify", verify, "read the result back and compare its logits with the source's");
     field("max_error", max_error,
           "largest logit error that --verify accepts; 0: 1e-4, or 2 % of the logits' spread when "
-          "the dtype became narrower");
+          "a tensor's dtype became narrower");
   }
 };
 
@@ -61,6 +61,79 @@ double logit_error(const torch::Tensor& a, const torch::Tensor& b) {
   return (a.narrow(1, 0, rows) - b.narrow(1, 0, rows)).abs().max().item<double>();
 }
 
+/// The adapter again, with all that its folder holds beside LoRA's pairs.
+void save_peft(const ConvertConfig& convert, model::Pretrained& loaded) {
+  expect(model::is_adapter(convert.model), Fault::usage, convert.model,
+         ": is no LoRA, and --to peft needs one");
+  auto parameters = loaded.model->named_parameters();
+  for (const auto& name : model::extra_tensors(convert.model))
+    parameters[name].requires_grad_(true);  // what save_adapter takes along
+  const auto base = model::adapter_layout(loaded.base_folder);
+  const auto layout = base == model::Layout::original ? base : loaded.model->config.layout;
+  model::save_adapter(convert.output_dir, loaded.model, layout, loaded.base_folder);
+}
+
+/// Writes what is asked for. Returns how many tensors got a narrower dtype than their files have.
+std::int64_t write(const ConvertConfig& convert, model::LoadOptions options) {
+  if (convert.to == "peft" && !options.dtype)  // an adapter may be wider than its base
+    for (const auto& [name, tensor] : model::adapter_tensors(convert.model))
+      options.dtype = tensor.scalar_type();
+  auto loaded = model::load_pretrained(convert.model, options);
+  if (convert.to == "peft") {
+    save_peft(convert, loaded);
+    return loaded.narrowed;
+  }
+  nn::merge_lora(*loaded.model);
+  if (convert.to == "projector") {
+    model::save_projector(convert.output_dir, loaded.model);
+    return loaded.narrowed;
+  }
+  const auto layout =
+      convert.to == "llava-hf" ? model::Layout::hugging_face : model::Layout::original;
+  model::save_pretrained(convert.output_dir, loaded.model, layout, loaded.tokenizer_folder);
+  if (loaded.narrowed > 0 && !options.dtype)
+    log::info(loaded.narrowed, " tensors became ",
+              model::dtype_name(loaded.model->head_weight().scalar_type()),
+              ", narrower than in their files; --dtype float32 keeps every bit");
+  return loaded.narrowed;
+}
+
+struct Verdict {
+  double error, bound;
+};
+
+/// The source as its own files have it, against the result as it now is on the disk.
+Verdict verify(const ConvertConfig& convert, model::LoadOptions exact, bool is_narrowed) {
+  exact.dtype = torch::kFloat32;
+  auto source = model::load_pretrained(convert.model, exact);
+  exact.model_base.clear();
+  auto result = model::load_pretrained(convert.output_dir, exact);
+  const auto shared = std::min(source.model->config.text.vocab_size,
+                               result.model->config.text.vocab_size);  // a layout may add some
+  const auto wanted = probe_logits(source.model, shared);
+  const double spread = (wanted.max() - wanted.min()).item<double>();
+  const double bound = convert.max_error > 0 ? convert.max_error
+                       : is_narrowed         ? 0.02 * spread
+                                             : 1e-4;
+  return {logit_error(wanted, probe_logits(result.model, shared)), bound};
+}
+
+void tell(const ConvertConfig& convert, const std::optional<Verdict>& verdict, bool as_json) {
+  if (as_json) {
+    const Json none;
+    std::fputs(json_text({{"output_dir", convert.output_dir},
+                          {"to", convert.to},
+                          {"logit_error", verdict ? Json(verdict->error) : none},
+                          {"bound", verdict ? Json(verdict->bound) : none}})
+                   .c_str(),
+               stdout);
+  } else if (verdict) {
+    std::printf("largest logit error %.3g (bound %.3g)\n", verdict->error, verdict->bound);
+  } else if (convert.verify) {
+    log::warn("--verify compares whole models; a folder of --to ", convert.to, " is none");
+  }
+}
+
 }  // namespace
 
 int convert(const std::vector<std::string>& words) {
@@ -81,43 +154,14 @@ int convert(const std::vector<std::string>& words) {
   options.dtype = nn::choose_dtype(args.common().dtype);
   options.model_base = convert.model_base;
   options.vision_tower = convert.vision_tower;
-  auto loaded = model::load_pretrained(convert.model, options);
-  if (convert.to == "peft") {
-    model::save_adapter(convert.output_dir, loaded.model, loaded.model->config.layout,
-                        convert.model_base);
-    return 0;
-  }
-  nn::merge_lora(*loaded.model);
-  if (convert.to == "projector") {
-    model::save_projector(convert.output_dir, loaded.model);
-    return 0;
-  }
-  const auto layout =
-      convert.to == "llava-hf" ? model::Layout::hugging_face : model::Layout::original;
-  model::save_pretrained(convert.output_dir, loaded.model, layout, loaded.tokenizer_folder);
-  if (!convert.verify) return 0;
-
-  // The source as its own files have it, against the result as it now is on the disk.
-  model::LoadOptions exact = options;
-  exact.dtype = torch::kFloat32;
-  auto source = model::load_pretrained(convert.model, exact);
-  exact.model_base.clear();
-  auto result = model::load_pretrained(convert.output_dir, exact);
-  const auto shared = std::min(source.model->config.text.vocab_size,
-                               result.model->config.text.vocab_size);  // a layout may add some
-  const auto wanted = probe_logits(source.model, shared);
-  const double error = logit_error(wanted, probe_logits(result.model, shared));
-  const double spread = (wanted.max() - wanted.min()).item<double>();
-  const double bound = convert.max_error > 0 ? convert.max_error
-                       : options.dtype       ? 0.02 * spread
-                                             : 1e-4;
-  if (args.common().json) {
-    std::fputs(json_text({{"logit_error", error}, {"bound", bound}}).c_str(), stdout);
-  } else {
-    std::printf("largest logit error %.3g (bound %.3g)\n", error, bound);
-  }
-  expect(error <= bound, Fault::verification, convert.output_dir, ": logits differ from those of ",
-         convert.model, " by ", error, ", more than ", bound,
+  const auto narrowed = write(convert, options);
+  const bool is_whole = convert.to == "llava-hf" || convert.to == "llava";
+  std::optional<Verdict> verdict;
+  if (convert.verify && is_whole) verdict = verify(convert, options, narrowed > 0);
+  tell(convert, verdict, args.common().json);
+  expect(!verdict || verdict->error <= verdict->bound, Fault::verification, convert.output_dir,
+         ": logits differ from those of ", convert.model, " by ", verdict ? verdict->error : 0,
+         ", more than ", verdict ? verdict->bound : 0,
          "; do not use the result, and report this with both config.json files");
   return 0;
 }

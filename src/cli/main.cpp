@@ -5,8 +5,10 @@
 
 #include <torch/version.h>
 
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <new>
 
 namespace {
@@ -68,12 +70,21 @@ int dispatch(int argc, char** argv) {
               llava::suggestion(verb, names), "; llava --help lists them");
 }
 
+/// Results that nobody could be given are a failure of whatever verb made them.
+int with_written_results(int code) {
+  errno = 0;
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return code;
+  const std::string why = errno != 0 ? std::string(" (") + std::strerror(errno) + ")" : "";
+  report(llava::Fault::failure, "stdout cannot be written" + why);
+  return code != 0 ? code : static_cast<int>(llava::Fault::failure);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) try {
   std::signal(SIGPIPE, SIG_IGN);  // a closed pipe is a failed write, not a death
   llava::report_truncated_files();
-  return dispatch(argc, argv);
+  return with_written_results(dispatch(argc, argv));
 } catch (const llava::Error& error) {
   return report(error.fault(), error.what());
 } catch (const std::bad_alloc&) {

@@ -182,6 +182,10 @@ int answer_file(generate::Assistant& assistant, const RunConfig& config, const A
                                                  config.talk.generate);
   log::info(report.questions, " questions, ", report.answered_before, " answered before, ",
             report.failed, " failed");
+  if (args.common().json)
+    print(json_text({{"questions", report.questions},
+                     {"answered_before", report.answered_before},
+                     {"failed", report.failed}}));
   expect(
       report.failed == 0, report.first_fault, report.failed, " of ", report.questions,
       " questions could not be answered and have an empty answer; the first: ", report.first_error);

@@ -37,6 +37,8 @@ int make_scenes(const std::vector<std::string>& words) {
   make_folder(config.output_dir);
   data::make_scenes(config.output_dir, config.part);
   log::info("the small world is in ", config.output_dir);
+  if (args.common().json)
+    std::fputs(json_text({{"output_dir", config.output_dir}}).c_str(), stdout);
   return 0;
 }
 

@@ -4,6 +4,7 @@
 #include "llava/nn/device.h"
 #include "llava/train/final_model.h"
 #include "llava/train/output.h"
+#include "llava/train/reference_flags.h"
 #include "llava/train/trainer.h"
 
 #include <cstdio>
@@ -55,6 +56,7 @@ void train_here(const train::TrainConfig& config, const train::Compute& compute,
   auto start = train::load_model(config.model, compute);
   auto groups = train::choose_stage(start.model, config.stage, config.schedule.learning_rate,
                                     config.optimizer.weight_decay, compute.seed);
+  train::settle_layout(start);
   log::info(train::describe_stage(start.model, config.stage, groups));
   auto data =
       train::open_data(config.data, config.model, start, train::template_name(config), compute);
@@ -76,11 +78,16 @@ int train(const std::vector<std::string>& words) {
   train::TrainConfig config;
   Args args("train", "train Stage 1, Stage 2, LoRA or any mix of trainable parts", words);
   args.add(config);
+  train::ReferenceFlags flags;
+  args.add(flags);
+  for (const char* name : train::kReferenceSwitches)
+    args.optional_value(name, "true", {"true", "false", "True", "False", "1", "0"});
   args.optional_value("gradient_checkpointing", "full",
                       {"none", "selective", "full", "true", "false", "True", "False"});
   args.alias("eval_strategy", "--evaluation_strategy");
   args.alias("model_name_or_path", "-m");
   if (!args.parse()) return 0;
+  const auto notes = train::apply(flags, static_cast<std::uint64_t>(args.common().seed), config);
   train::check(config);
   dist::let_waiting_threads_sleep();
   const auto& common = args.common();
@@ -91,6 +98,8 @@ int train(const std::vector<std::string>& words) {
 
   const auto place = dist::place_from_environment();
   log::set_rank(static_cast<int>(place.rank), static_cast<int>(place.world_size));
+  if (place.rank == 0)
+    for (const auto& note : notes) log::info(note);
   compute.rank = place.rank;
   compute.world_size = place.world_size;
   compute.device = device_of(common.device, place);

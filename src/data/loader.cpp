@@ -87,6 +87,7 @@ Step Loader::collect(Pending& pending) {
     for (const auto& row : micro_batch.rows) {
       if (row.error) std::rethrow_exception(row.error);
       if (!row.note.empty()) report(row);
+      if (row.losses.skipped > 0) step.skipped.push_back(row.note);
       step.losses.skipped += row.losses.skipped;
       step.losses.dropped += row.losses.dropped;
       step.losses.truncated += row.losses.truncated;

@@ -68,9 +68,17 @@ std::vector<Question> read_questions(const std::string& path) {
 
 /// What of the answers' file stays: whole lines that answer the first questions.
 struct Done {
-  std::size_t answers = 0;
+  std::vector<std::string> lines;
+  std::vector<std::size_t> failed;  // of the lines, those that tell of an error
   std::size_t bytes = 0;
+
+  std::size_t answers() const { return lines.size(); }
 };
+
+bool tells_of_an_error(const Json& answer) {
+  const Json metadata = answer.value("metadata", Json());
+  return metadata.is_object() && metadata.contains("error");
+}
 
 void expect_answers(const Json& answer, const Question& question, const std::string& model,
                     const std::string& where) {
@@ -100,10 +108,11 @@ Done find_done(const std::string& path, const std::vector<Question>& questions,
           return;  // the last line was torn
         }
         expect(
-            done.answers < questions.size(), Fault::data, where,
+            done.answers() < questions.size(), Fault::data, where,
             ": more answers than there are questions; remove the file or choose another --output");
-        expect_answers(answer, questions[done.answers], model, where);
-        ++done.answers;
+        expect_answers(answer, questions[done.answers()], model, where);
+        if (tells_of_an_error(answer)) done.failed.push_back(done.answers());
+        done.lines.push_back(std::string(line) + "\n");
         done.bytes = end + 1;
       });
   return done;
@@ -171,6 +180,30 @@ std::string answer_lines(Assistant& assistant, const std::vector<Question>& ques
   return lines;
 }
 
+void note_failure(QuestionsReport& report, const Question& question, const Error& error) {
+  if (report.failed++ > 0) return;
+  report.first_error = question.where + ": " + error.what();
+  report.first_fault = error.fault();
+}
+
+/// Asks again what failed before: its picture may be there by now. The file is replaced whole.
+void answer_failed_again(Assistant& assistant, const std::vector<Question>& questions, Done& done,
+                         const QuestionsConfig& config, const GenerateConfig& generate,
+                         QuestionsReport& report) {
+  if (done.failed.empty()) return;
+  for (const auto number : done.failed) {
+    std::vector<Prepared> one;
+    one.push_back(prepare(assistant, questions[number], config, generate));
+    if (one[0].error) note_failure(report, questions[number], *one[0].error);
+    done.lines[number] =
+        answer_lines(assistant, questions, number, std::move(one), config, generate);
+  }
+  std::string text;
+  for (const auto& line : done.lines) text += line;
+  write_file(config.output, text);
+  done.bytes = text.size();
+}
+
 }  // namespace
 
 std::string python_json(const Json& json) {
@@ -190,12 +223,13 @@ QuestionsReport answer_questions(Assistant& assistant, const QuestionsConfig& co
   generate.validate();
   expect(config.batch >= 1, Fault::usage, "batch must be 1 or more, got ", config.batch);
   const auto questions = read_questions(config.input);
-  const Done done = find_done(config.output, questions, assistant.name);
-  AppendFile output(config.output, done.bytes);
+  Done done = find_done(config.output, questions, assistant.name);
 
   QuestionsReport report;
   report.questions = static_cast<std::int64_t>(questions.size());
-  report.answered_before = static_cast<std::int64_t>(done.answers);
+  report.answered_before = static_cast<std::int64_t>(done.answers() - done.failed.size());
+  answer_failed_again(assistant, questions, done, config, generate, report);
+  AppendFile output(config.output, done.bytes);
 
   // One thread reads and preprocesses images while the model answers.
   const auto batch = static_cast<std::size_t>(config.batch);
@@ -207,12 +241,12 @@ QuestionsReport answer_questions(Assistant& assistant, const QuestionsConfig& co
   } closer{queue};
   reader.start(
       [&] {
-        for (std::size_t i = done.answers; i < questions.size(); ++i)
+        for (std::size_t i = done.answers(); i < questions.size(); ++i)
           if (!queue.push(prepare(assistant, questions[i], config, generate))) return;
       },
       [&] { queue.close(); });
 
-  for (std::size_t begin = done.answers; begin < questions.size();) {
+  for (std::size_t begin = done.answers(); begin < questions.size();) {
     log::status("answered " + std::to_string(begin) + "/" + std::to_string(questions.size()));
     // Batches begin at multiples, so that a resumed run makes the same ones.
     const std::size_t end = std::min((begin / batch + 1) * batch, questions.size());
@@ -220,10 +254,7 @@ QuestionsReport answer_questions(Assistant& assistant, const QuestionsConfig& co
     while (prepared.size() < end - begin) {
       auto next = queue.pop();
       if (!next) break;  // the reader failed
-      if (next->error && report.failed++ == 0) {
-        report.first_error = questions[begin + prepared.size()].where + ": " + next->error->what();
-        report.first_fault = next->error->fault();
-      }
+      if (next->error) note_failure(report, questions[begin + prepared.size()], *next->error);
       prepared.push_back(std::move(*next));
     }
     if (prepared.size() < end - begin) reader.join();

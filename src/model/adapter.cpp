@@ -1,16 +1,20 @@
 #include "llava/model/adapter.h"
 
+#include "folder_files.h"
 #include "parts.h"
 #include "sources.h"
 
 #include "llava/base/files.h"
+#include "llava/base/log.h"
 #include "llava/model/layouts.h"
 #include "llava/model/pretrained.h"
+#include "llava/nn/recompute.h"
 #include "llava/weights/safetensors.h"
 #include "llava/weights/torch_file.h"
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <map>
 #include <set>
 
@@ -68,12 +72,40 @@ std::optional<double> pattern_value(const Json& patterns, const std::string& nam
 
 Json adapter_json(const std::string& folder) { return read_json(folder + "/adapter_config.json"); }
 
+/// The module of transformers' that holds one of our tensors, as PEFT's modules_to_save lists it;
+/// "" for image_newline, which is no module's.
+std::string saved_module(const std::string& ours) {
+  if (ours.starts_with("projector.")) return "multi_modal_projector";
+  if (ours.starts_with("vision.")) return "vision_tower";
+  const auto parent = ours.substr(0, ours.rfind('.'));
+  return parent == ours ? "" : parent.substr(parent.rfind('.') + 1);
+}
+
 std::string last_part(const std::string& name) { return name.substr(name.rfind('.') + 1); }
 
 }  // namespace
 
 bool is_adapter(const std::string& folder) {
   return is_file(folder + "/adapter_config.json") || !adapter_file(folder).empty();
+}
+
+weights::StateDict adapter_tensors(const std::string& folder) {
+  weights::StateDict all;
+  if (const auto file = adapter_file(folder); !file.empty()) all = weights::load_file(file);
+  for (const auto* name : {"/non_lora_trainables.safetensors", "/non_lora_trainables.bin"}) {
+    if (!is_file(folder + name)) continue;
+    for (const auto& [tensor_name, tensor] : weights::load_file(folder + name))
+      if (!all.contains(tensor_name)) all.add(tensor_name, tensor);
+    break;
+  }
+  return all;
+}
+
+std::vector<std::string> extra_tensors(const std::string& folder) {
+  std::vector<std::string> names;
+  Sources extra;
+  add_extra_tensors(folder, extra);
+  return extra.names();
 }
 
 bool is_lora_target(const std::string& name) { return name.starts_with("llama.layers."); }
@@ -119,6 +151,11 @@ void add_extra_tensors(const std::string& folder, Sources& sources) {
   for (const auto& [name, tensor] : weights::load_file(file))
     if (name.find(".lora_") == std::string::npos) whole.add(plain_name(name), tensor);
   if (!whole.empty()) sources.add(file, whole);
+}
+
+Layout adapter_layout(const std::string& base_folder) {
+  const bool is_whole = has_llava_config(base_folder);
+  return is_whole ? read_llava_config(base_folder).layout : Layout::original;
 }
 
 void load_adapter(const std::string& folder, Llava& model) {
@@ -177,12 +214,35 @@ void load_adapter(const std::string& folder, Llava& model) {
   }
 }
 
+namespace {
+
+/// The model's settings: where the reference looks for them, or out of transformers' sight.
+void save_settings(const std::string& folder, Llava& model, Layout layout,
+                   const std::string& base_model) {
+  auto config = model->config;
+  config.torch_dtype = dtype_name(model->head_weight().scalar_type());
+  if (layout == Layout::original) {
+    // A bare LLM holds no tower: readers take it from the folder that mm_vision_tower names.
+    config.tower_in_weights &= has_llava_config(base_model) || nn::is_trainable(*model->vision);
+    write_file(folder + "/config.json", json_text(original_config(config)));
+    return;
+  }
+  const auto place = folder + "/" + kAdapterSettings;
+  make_folder(place);
+  write_file(place + "/preprocessor_config.json", json_text(preprocessor_config(config)));
+  write_file(place + "/generation_config.json", json_text(generation_config(config)));
+  write_file(place + "/config.json", json_text(hugging_face_config(config)));
+  std::filesystem::remove(folder + "/config.json");  // of an earlier save
+}
+
+}  // namespace
+
 void save_adapter(const std::string& folder, Llava& model, Layout layout,
                   const std::string& base_model) {
   torch::NoGradGuard no_grad;
   const std::string prefix = "base_model.model.";
   weights::StateDict pairs, extra;
-  std::set<std::string> targets;
+  std::set<std::string> targets, modules;
   std::optional<nn::LoraConfig> lora;
   for (const auto& [name, linear] : nn::named_linears(*model)) {
     if (!linear->has_lora()) continue;
@@ -199,8 +259,19 @@ void save_adapter(const std::string& folder, Llava& model, Layout layout,
   }
   expect(lora.has_value(), Fault::usage, "the model has no LoRA to save");
   for (const auto& item : model->named_parameters())
-    if (item.value().requires_grad() && item.key().find(".lora_") == std::string::npos)
-      extra.add(prefix + module_name(item.key(), layout), item.value().detach());
+    if (item.value().requires_grad() && item.key().find(".lora_") == std::string::npos) {
+      const auto name = prefix + module_name(item.key(), layout);
+      extra.add(name, item.value().detach());
+      if (layout == Layout::original) continue;
+      const auto module = saved_module(item.key());
+      if (module.empty()) {
+        log::warn(item.key(), " learned, and PEFT has no place for it: it is in ", folder,
+                  "/non_lora_trainables.bin alone; llava convert merges it");
+        continue;
+      }
+      modules.insert(module);
+      pairs.add(name, item.value().detach());
+    }
 
   make_folder(folder);
   weights::save_safetensors(folder + "/adapter_model.safetensors", pairs);
@@ -215,7 +286,7 @@ void save_adapter(const std::string& folder, Llava& model, Layout layout,
             {"bias", "none"},
             {"fan_in_fan_out", false},
             {"inference_mode", true},
-            {"modules_to_save", nullptr}};
+            {"modules_to_save", modules.empty() ? Json(nullptr) : Json(modules)}};
   if (lora->alpha == std::floor(lora->alpha))
     json["lora_alpha"] = static_cast<std::int64_t>(lora->alpha);
   if (layout == Layout::original) {
@@ -226,11 +297,7 @@ void save_adapter(const std::string& folder, Llava& model, Layout layout,
     json["target_modules"] = R"(model\.language_model\.layers\.\d+\.\w+\.()" + names + ")";
   }
   write_file(folder + "/adapter_config.json", json_text(json));
-  auto config = model->config;
-  config.torch_dtype = dtype_name(model->head_weight().scalar_type());
-  write_file(folder + "/config.json",
-             json_text(layout == Layout::original ? original_config(config)
-                                                  : hugging_face_config(config)));
+  save_settings(folder, model, layout, base_model);
 }
 
 }  // namespace llava::model

@@ -3,6 +3,7 @@
 #include "parts.h"
 
 #include <algorithm>
+#include <filesystem>
 
 namespace llava::model {
 namespace {
@@ -179,7 +180,7 @@ LlavaConfig read_original(const std::string& folder, const Json& json,
            "--vision_tower DIR");
     config.vision = *known;
   }
-  if (!tower.empty()) config.vision_tower = tower;
+  if (!tower.empty()) config.vision_tower = lasting_path(tower);
 
   const auto type = keys.get<std::string>("model_type", "llava");
   std::string architecture;
@@ -228,7 +229,13 @@ LlavaConfig read_original(const std::string& folder, const Json& json,
 
 }  // namespace
 
-LlavaConfig read_llava_config(const std::string& folder, const std::string& vision_tower) {
+std::string settings_folder(const std::string& folder) {
+  const auto inside = folder + "/" + kAdapterSettings;
+  return !is_file(folder + "/config.json") && is_file(inside + "/config.json") ? inside : folder;
+}
+
+LlavaConfig read_llava_config(const std::string& place, const std::string& vision_tower) {
+  const auto folder = settings_folder(place);
   const auto path = folder + "/config.json";
   const auto json = read_json(path);
   const Keys keys(json, path);
@@ -241,6 +248,23 @@ LlavaConfig read_llava_config(const std::string& folder, const std::string& visi
   fail(Fault::data, path, ": this is no LLaVA model (model_type \"", type,
        "\", without vision_config and mm_vision_tower); `llava init` makes one from a vision tower "
        "and a language model");
+}
+
+bool has_llava_config(const std::string& folder) {
+  const auto path = settings_folder(folder) + "/config.json";
+  if (!is_file(path)) return false;
+  const auto json = read_json(path);
+  if (!json.is_object()) return false;
+  for (const auto* key : {"vision_config", "text_config", "mm_vision_tower", "mm_projector_type"})
+    if (json.contains(key)) return true;
+  const auto type = json.value("model_type", Json());
+  return type.is_string() && type.get<std::string>().starts_with("llava");
+}
+
+std::string lasting_path(const std::string& folder) {
+  std::error_code error;
+  const auto path = std::filesystem::canonical(folder, error);
+  return error || !is_folder(folder) ? folder : path.string();
 }
 
 std::string base_named_by(const std::string& folder) {

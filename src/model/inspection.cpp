@@ -98,18 +98,22 @@ class Report {
 
   Json& operator[](const char* key) { return json_[key]; }
 
-  /// Counts tensors by part; names that no model has are unexpected.
+  /// Counts tensors by part, LoRA's pairs with the Linear they are of; names that no model has are
+  /// unexpected.
   void count(const weights::StateDict& state) {
     std::map<std::string, std::int64_t> numbers{{"vision", 0}, {"projector", 0}, {"text", 0}};
     for (const auto& [name, tensor] : state) {
       if (is_ignored(name)) continue;
-      const auto ours = our_name(name);
+      const auto pair = name.find(".lora_");
+      const auto ours = our_name(name.substr(0, pair) + (pair == name.npos ? "" : ".weight"));
       if (!ours) {
         json_["unexpected"].push_back(name);
         continue;
       }
-      shapes_.emplace(*ours, tensor.sizes().vec());
-      names_.emplace(*ours, name);
+      if (pair == name.npos) {
+        shapes_.emplace(*ours, tensor.sizes().vec());
+        names_.emplace(*ours, name);
+      }
       numbers[part_of(*ours)] += tensor.numel();
       if (*ours == "llama.embed_tokens.weight" || json_["dtype"] == "")
         json_["dtype"] = dtype_name(tensor.scalar_type());
@@ -197,14 +201,13 @@ Json inspect_bare(const std::string& folder, Kind kind) {
 
 Json inspect_addition(const std::string& folder, Kind kind, const std::string& vision_tower) {
   Report report(kind == Kind::peft ? "peft" : "projector");
-  if (is_file(folder + "/config.json"))
-    describe(report, folder, read_llava_config(folder, vision_tower));
+  if (has_llava_config(folder)) describe(report, folder, read_llava_config(folder, vision_tower));
   if (kind == Kind::projector) {
     report.count(load_projector_file(folder));
     return report.take();
   }
   const auto adapter = read_adapter_config(folder);
-  report.count({});
+  report.count(adapter_tensors(folder));
   report["lora"] = {{"r", adapter.lora.r},
                     {"lora_alpha", adapter.lora.alpha},
                     {"target_modules", adapter.target_modules},

@@ -43,6 +43,19 @@ Json grids_for(const LlavaConfig& config, bool height_first);
 /// The folder that a projector-only or LoRA folder's config.json names as its base, or "".
 std::string base_named_by(const std::string& folder);
 
+/// Folder inside a PEFT folder for transformers that keeps the model's own settings: beside
+/// adapter_config.json a config.json would make transformers look for a whole model there.
+inline constexpr const char* kAdapterSettings = "llava";
+
+/// Where a model folder's config.json is: in it, or in its kAdapterSettings.
+std::string settings_folder(const std::string& folder);
+
+/// Whether a folder's config.json is a LLaVA's, whatever weights are beside it.
+bool has_llava_config(const std::string& folder);
+
+/// A folder's path that holds wherever the program is started from; what is no folder stays.
+std::string lasting_path(const std::string& folder);
+
 bool is_file(const std::string& path);
 bool is_folder(const std::string& path);
 

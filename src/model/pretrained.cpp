@@ -26,17 +26,6 @@ std::string projector_file(const std::string& folder) {
   return "";
 }
 
-bool is_llava_config(const std::string& folder) {
-  const auto path = folder + "/config.json";
-  if (!is_file(path)) return false;
-  const auto json = read_json(path);
-  if (!json.is_object()) return false;
-  for (const auto* key : {"vision_config", "text_config", "mm_vision_tower", "mm_projector_type"})
-    if (json.contains(key)) return true;
-  const auto type = json.value("model_type", Json());
-  return type.is_string() && type.get<std::string>().starts_with("llava");
-}
-
 /// A folder of sentence pieces or byte pairs, else its base's.
 std::string tokenizer_folder(const std::string& folder, const std::string& base) {
   for (const auto* name : {"/tokenizer.model", "/tokenizer.json"})
@@ -50,15 +39,26 @@ torch::ScalarType dtype_of(const Sources& sources) {
   return found ? found->scalar_type() : torch::kFloat32;
 }
 
-/// The tower's weights, where the folder's own files lack them.
-void add_tower(Sources& sources, LlavaConfig& config, const std::string& where) {
-  const bool is_inside = sources.has_prefix("vision.");
-  if (config.layout == Layout::original) config.tower_in_weights = is_inside;
-  if (is_inside || config.layout == Layout::hugging_face) return;
-  expect(is_folder(config.vision_tower), Fault::data, where,
-         ": the weights hold no vision tower, and \"", config.vision_tower,
-         "\" (mm_vision_tower) is no folder here; name the tower's folder with --vision_tower DIR");
-  sources.add(config.vision_tower, weights::load_folder(config.vision_tower), {"vision."});
+/// The tower's weights, where the whole model's own files lack them.
+void add_tower(Sources& sources, const std::string& folder) {
+  if (sources.has_prefix("vision.") || !is_folder(folder)) return;
+  sources.add(folder, weights::load_folder(folder), {"vision."});
+}
+
+/// Whether an adapter's folder holds a tower that learned, which is no longer the public one.
+bool holds_tower(const std::string& folder) {
+  const auto names = extra_tensors(folder);
+  return std::any_of(names.begin(), names.end(),
+                     [](const std::string& name) { return name.starts_with("vision."); });
+}
+
+/// What an adapter or a projector's file has to say, over its base's.
+void add_addition(Sources& sources, const std::string& folder, const std::string& projector) {
+  if (projector.empty()) {
+    add_extra_tensors(folder, sources);
+  } else {
+    sources.add(projector, weights::load_file(projector), {"projector.", "llama.embed_tokens."});
+  }
 }
 
 Pretrained build(const LlavaConfig& config, Sources& sources, const std::string& tokenizer,
@@ -68,7 +68,7 @@ Pretrained build(const LlavaConfig& config, Sources& sources, const std::string&
   Pretrained loaded;
   loaded.tokenizer_folder = tokenizer;
   loaded.model = Llava(config, torch::TensorOptions(dtype).device(options.device));
-  sources.fill(loaded.model);
+  loaded.narrowed = sources.fill(loaded.model);
   loaded.model->eval();
   for (auto& parameter : loaded.model->parameters()) parameter.requires_grad_(false);
   return loaded;
@@ -97,17 +97,21 @@ Pretrained load_pretrained(const std::string& folder, const LoadOptions& options
            has_adapter ? "a LoRA" : "a projector alone", "; name its base model with --model_base ",
            "DIR", base.empty() ? "" : " (\"" + base + "\" is no folder here)");
   }
-  const auto config_folder = is_whole || is_llava_config(folder) ? folder : base;
+  const auto config_folder = is_whole || has_llava_config(folder) ? folder : base;
   auto config = read_llava_config(config_folder, options.vision_tower);
   Sources sources;
   sources.add(is_whole ? folder : base, weights::load_folder(is_whole ? folder : base));
-  if (has_adapter) {
-    add_extra_tensors(folder, sources);
-  } else if (!projector.empty()) {
-    sources.add(projector, weights::load_file(projector), {"projector.", "llama.embed_tokens."});
-  }
-  add_tower(sources, config, config_folder);
+  const bool is_inside = sources.has_prefix("vision.");
+  const auto& tower = options.vision_tower.empty() ? config.vision_tower : options.vision_tower;
+  add_tower(sources, tower);
+  if (!is_whole) add_addition(sources, folder, projector);
+  const bool is_original = config.layout == Layout::original;
+  if (is_original) config.tower_in_weights = is_inside || (has_adapter && holds_tower(folder));
+  expect(!is_original || sources.has_prefix("vision."), Fault::data, config_folder,
+         ": the weights hold no vision tower, and \"", tower,
+         "\" (mm_vision_tower) is no folder here; name the tower's folder with --vision_tower DIR");
   auto loaded = build(config, sources, tokenizer_folder(folder, base), options);
+  loaded.base_folder = lasting_path(is_whole ? folder : base);
   if (has_adapter) load_adapter(folder, loaded.model);
   return loaded;
 }
@@ -136,7 +140,7 @@ Pretrained assemble(const std::string& vision_folder, const std::string& languag
   wanted.merge.side = wanted.vision.side();
   wanted.merge.class_token = wanted.feature_select == "cls_patch";
   wanted.merge.class_only = wanted.feature_select == "cls";
-  wanted.vision_tower = vision_folder;
+  wanted.vision_tower = lasting_path(vision_folder);
   wanted.tower_in_weights = true;
   // A language model that has talked about pictures keeps its token for them; others are given one
   // when the vocabulary grows.
@@ -147,6 +151,7 @@ Pretrained assemble(const std::string& vision_folder, const std::string& languag
   sources.add(vision_folder, weights::load_folder(vision_folder), {"vision."});
   sources.allow_missing({"projector.", "image_newline"});
   auto made = build(wanted, sources, language_folder, options);
+  made.base_folder = lasting_path(language_folder);
   initialize(made.model, seed, [](const std::string& name) {
     return name.starts_with("projector.") || name == "image_newline";
   });

@@ -63,6 +63,12 @@ const Tensor* Sources::find(const std::string& name) const {
   return found == index_.end() ? nullptr : &entries_[found->second].tensor;
 }
 
+std::vector<std::string> Sources::names() const {
+  std::vector<std::string> all;
+  for (const auto& entry : entries_) all.push_back(entry.name);
+  return all;
+}
+
 bool Sources::has_prefix(const std::string& prefix) const {
   return std::any_of(entries_.begin(), entries_.end(),
                      [&](const Entry& entry) { return entry.name.starts_with(prefix); });
@@ -116,15 +122,20 @@ void Sources::compare(const torch::OrderedDict<std::string, Tensor>& wanted, Lay
        "; is config.json from another model?");
 }
 
-void Sources::fill(Llava& model) {
+std::int64_t Sources::fill(Llava& model) {
   torch::NoGradGuard no_grad;
   auto parameters = model->named_parameters();
+  std::int64_t narrowed = 0;
   for (auto& entry : entries_) {
-    parameters[entry.name].copy_(entry.tensor);
+    auto& place = parameters[entry.name];
+    const auto type = place.scalar_type();
+    narrowed += c10::promoteTypes(entry.tensor.scalar_type(), type) != type;
+    place.copy_(entry.tensor);
     entry.tensor.reset();
   }
   entries_.clear();
   index_.clear();
+  return narrowed;
 }
 
 }  // namespace llava::model

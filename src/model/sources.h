@@ -19,6 +19,7 @@ class Sources {
            const std::vector<std::string>& prefixes = {});
 
   const torch::Tensor* find(const std::string& name) const;
+  std::vector<std::string> names() const;
   bool has_prefix(const std::string& prefix) const;
 
   /// Names that begin with one of these may be absent.
@@ -34,8 +35,8 @@ class Sources {
   /// The same for any of its tensors: none need be there, but those that are must fit.
   void check_known(const Llava& model);
 
-  /// Copies each tensor to its place, dropping it afterwards.
-  void fill(Llava& model);
+  /// Copies each tensor to its place, dropping it afterwards. Returns how many lost bits.
+  std::int64_t fill(Llava& model);
 
  private:
   struct Entry {

@@ -5,8 +5,6 @@
 #include "llava/model/adapter.h"
 #include "llava/train/identity.h"
 
-#include <filesystem>
-
 namespace llava::train {
 namespace {
 
@@ -50,13 +48,6 @@ double logit_difference(const torch::Tensor& a, const torch::Tensor& b) {
   return (a.narrow(1, 0, rows) - b.narrow(1, 0, rows)).abs().max().item<double>();
 }
 
-/// A folder's path that holds wherever the program is started from.
-std::string lasting_path(const std::string& folder) {
-  std::error_code error;
-  const auto path = std::filesystem::canonical(folder, error);
-  return error ? folder : path.string();
-}
-
 /// output_dir/config.json serves two readers: it holds all settings of the run, and the keys by
 /// which the reference loads a projector. The model's win where both have one.
 void add_model_keys(const std::string& path, const Json& settings) {
@@ -70,17 +61,13 @@ void write_and_compare(const TrainConfig& config, const Compute& compute, model:
   const std::string& output = config.loop.output_dir;
   const std::string folder = output + "/model";
   const Tune tune = read_tune(config.stage);
-  const auto layout = saved_layout(start.model->config);
+  const auto layout = saved_layout(start);
   model::LoadOptions options;
   options.device = compute.device;
   options.dtype = compute.dtype;
   make_folder(folder);
   if (tune.llm == Tuning::lora) {
-    const std::string base =
-        config.model.model_base.empty() ? config.model.model_name_or_path : config.model.model_base;
-    options.model_base = lasting_path(base);
-    options.vision_tower = config.model.vision_tower;
-    model::save_adapter(folder, start.model, layout, options.model_base);
+    model::save_adapter(folder, start.model, layout, start.base_folder);
   } else {
     model::save_pretrained(folder, start.model, layout, start.tokenizer_folder);
   }

@@ -22,6 +22,7 @@ Measured measure_steps(const PlanRequest& request, const Compute& compute, std::
   auto start = load_model(config.model, compute);
   auto groups = choose_stage(start.model, config.stage, config.schedule.learning_rate,
                              config.optimizer.weight_decay, compute.seed);
+  settle_layout(start);
   auto data = open_data(config.data, config.model, start, template_name(config), compute);
   const dist::ProcessGroup group;
   const auto sync = dist::alone();

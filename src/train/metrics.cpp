@@ -39,9 +39,9 @@ std::string bar_cells(double share) {
 
 /// What one logged step says after the bar, and all of it on a plain line.
 std::string figures(const StepMetrics& m) {
-  std::string text =
-      format("loss %.4g lr %.3g gnorm %.3g tok/s ", m.loss, m.learning_rate, m.grad_norm) +
-      short_count(m.tokens_per_second);
+  std::string text = (std::isnan(m.loss) ? "loss - " : format("loss %.4g ", m.loss)) +
+                     format("lr %.3g gnorm %.3g tok/s ", m.learning_rate, m.grad_norm) +
+                     short_count(m.tokens_per_second);
   if (m.mfu) text += format(" mfu %.0f%%", 100 * *m.mfu);
   const double used = static_cast<double>(m.mem_peak) / 1e9;
   text += m.mem_total > 0 ? format(" mem %.0f/%.0fG", used, static_cast<double>(m.mem_total) / 1e9)
@@ -214,11 +214,11 @@ void Metrics::step(const StepMetrics& m) {
             {"mem_peak", m.mem_peak},
             {"skipped", m.skipped}};
   std::vector<std::pair<std::string, double>> scalars{
-      {"train/loss", m.loss},
       {"train/learning_rate", m.learning_rate},
       {"train/grad_norm", m.grad_norm},
       {"train/epoch", m.epoch},
       {"train/tokens_per_second", m.tokens_per_second}};
+  if (!std::isnan(m.loss)) scalars.emplace_back("train/loss", m.loss);
   if (m.loss_image && m.loss_text) {  // else the one there is is the loss
     line["loss_image"] = *m.loss_image;
     line["loss_text"] = *m.loss_text;

@@ -132,6 +132,7 @@ Json plan_json(const PlanRequest& request, const Plan& plan) {
             {"vision", std::llround(plan.vision)},
             {"buffers", std::llround(plan.buffers)},
             {"total", std::llround(plan.total())}}},
+          {"gradient_bytes_at_most", std::llround(plan.most_gradients)},
           {"steps", plan.steps},
           {"tokens", std::llround(plan.tokens)},
           {"flops", plan.flops},
@@ -203,6 +204,9 @@ std::string plan_text(const PlanRequest& request, const Plan& plan) {
           row("optimizer", plan.optimizer) + row("activations", plan.activations) +
           row("logits", plan.logits) + row("vision", plan.vision) + row("buffers", plan.buffers) +
           row("total", plan.total());
+  if (plan.gradients < plan.most_gradients)
+    text += "  (the fullest moment of a step; gradients grow to " +
+            bytes_text(plan.most_gradients) + " while activations and logits go)\n";
   text += printed("%s in %s; the largest micro-batch has %.0f tokens\n",
                   plan.fits ? "fits" : "DOES NOT FIT", request.plan.gpu_memory.c_str(),
                   plan.micro_tokens);

@@ -275,6 +275,7 @@ void add_bytes(const PlanRequest& request, const Counts& counts, const Tune& tun
       *std::max_element(moments.begin(), moments.end(),
                         [](const Moment& a, const Moment& b) { return a.total() < b.total(); });
   plan.gradients = fullest.gradients;
+  plan.most_gradients = all_gradients;
   plan.activations = fullest.activations;
   plan.logits = fullest.logits;
   plan.buffers = fullest.buffers;

@@ -100,15 +100,10 @@ void ensure_newline(model::Llava& model, std::uint64_t seed) {
   model->config.has_newline = true;
 }
 
-/// Makes sure, before a step is made, that the trained model can be saved, and that it is computed
-/// as the layout's readers will compute it.
-void settle_layout(model::LlavaConfig& config) {
-  if (saved_layout(config) == config.layout) return;
-  log::info(
-      "the model will be saved in the original LLaVA layout: Hugging Face's cannot express it");
-  config.merge.hugging_face = false;
-  if (std::exchange(config.tiling.height_first, false))
-    for (auto& [first, second] : config.tiling.pinpoints) std::swap(first, second);
+bool has_adapter(model::Llava model) {
+  const auto linears = nn::named_linears(*model);
+  return std::any_of(linears.begin(), linears.end(),
+                     [](const auto& named) { return named.second->has_lora(); });
 }
 
 /// The file behind --pretrain_mm_mlp_adapter, which may name the folder of a Stage 1.
@@ -183,8 +178,12 @@ void pack_frozen(model::Llava& model, std::int64_t bits) {
   if (bits < 16) nn::pack_linears(*model->llama, bits == 8 ? nn::Packing::int8 : nn::Packing::int4);
 }
 
-model::Layout saved_layout(const model::LlavaConfig& config) {
-  if (config.layout == model::Layout::hugging_face) {
+model::Layout saved_layout(const model::Pretrained& start) {
+  const auto& config = start.model->config;
+  const bool is_original_adapter =
+      has_adapter(start.model) &&
+      model::adapter_layout(start.base_folder) == model::Layout::original;
+  if (!is_original_adapter) {
     try {
       model::hugging_face_config(config);
       return model::Layout::hugging_face;
@@ -193,6 +192,23 @@ model::Layout saved_layout(const model::LlavaConfig& config) {
   }
   model::original_config(config);
   return model::Layout::original;
+}
+
+void settle_layout(model::Pretrained& start) {
+  auto& config = start.model->config;
+  const auto layout = saved_layout(start);
+  if (layout == config.layout) return;
+  const bool is_hugging_face = layout == model::Layout::hugging_face;
+  if (is_hugging_face) {
+    log::info("the model will be saved in Hugging Face's layout; llava convert --to llava makes ",
+              "an original one of it");
+  } else {
+    log::info("the model will be saved in the original LLaVA layout: Hugging Face's ",
+              has_adapter(start.model) ? "has no adapters of a bare LLM" : "cannot express it");
+  }
+  config.merge.hugging_face = is_hugging_face;
+  if (std::exchange(config.tiling.height_first, is_hugging_face) != is_hugging_face)
+    for (auto& [first, second] : config.tiling.pinpoints) std::swap(first, second);
 }
 
 nn::Recompute read_recompute(const std::string& word) {
@@ -240,7 +256,6 @@ model::Pretrained load_model(const ModelSource& source, const Compute& compute) 
     model::load_projector(projector_file(source.pretrain_mm_mlp_adapter), start.model);
   if (!source.lora_weight_path.empty()) model::load_adapter(source.lora_weight_path, start.model);
   pack_frozen(start.model, source.bits);
-  settle_layout(start.model->config);
   start.model->llama->recompute = read_recompute(source.gradient_checkpointing);
   start.model->vision->recompute = start.model->llama->recompute;
   return start;

@@ -70,6 +70,8 @@ StepReport Trainer::step() {
     report.samples.insert(report.samples.end(), batch.example_ids.begin(), batch.example_ids.end());
   parts_.group.note(report.step, listed(report.samples));
   count(work);
+  report.learned = step_learned_;
+  warn_of_skipped(work, report.step);
 
   const torch::Tensor losses = forward_and_backward(work, report);  // [3]
   const torch::Tensor norm = parts_.sync.total_norm(parts_.optimizer.gradient_norm());
@@ -95,6 +97,12 @@ void Trainer::count(const data::Step& work) {
   progress_.samples += sums[1].item<std::int64_t>();
   progress_.tokens += sums[2].item<std::int64_t>();
   progress_.samples_skipped += sums[3].item<std::int64_t>();
+}
+
+/// A line in the metrics for samples of this rank that --on_bad_image skip left out.
+void Trainer::warn_of_skipped(const data::Step& work, std::int64_t step) {
+  if (!metrics_ || work.skipped.empty()) return;
+  metrics_->line("warn", step, {{"what", "skipped"}, {"samples", work.skipped}});
 }
 
 /// Gradients of a step. Returns the loss, and the sums of those of tokens of samples with pictures
@@ -171,7 +179,8 @@ void Trainer::stop(const std::string& signal) {
 
 void Trainer::write_end(double seconds, std::int64_t steps, std::int64_t samples_before) {
   if (!metrics_) return;
-  const auto updates = std::max<std::int64_t>(1, progress_.step - progress_.updates_skipped);
+  const auto updates =
+      std::max<std::int64_t>(1, progress_.step - progress_.updates_skipped - progress_.empty_steps);
   metrics_->line(
       "end", progress_.step,
       {{"train_loss", progress_.loss_sum / static_cast<double>(updates)},
@@ -203,6 +212,9 @@ void Trainer::settle() {
     interval_.text_loss += row[4];
     interval_.image_tokens += reports[i].image_tokens;
     interval_.text_tokens += reports[i].text_tokens;
+    const bool is_empty = reports[i].learned == 0;
+    interval_.empty_steps += is_empty;
+    progress_.empty_steps += is_empty && row[2] == 0;
     if (row[2] != 0) {
       react_to_non_finite(reports[i], row[0], row[1]);
     } else {
@@ -249,7 +261,8 @@ void Trainer::log_step() {
   StepMetrics metrics;
   metrics.step = progress_.step;
   metrics.epoch = static_cast<double>(progress_.step) / static_cast<double>(steps_per_epoch_);
-  metrics.loss = interval_.loss / steps;
+  const auto with_loss = interval_.steps - interval_.empty_steps;
+  metrics.loss = mean(interval_.loss, with_loss).value_or(std::nan(""));  // null in JSON
   metrics.loss_image = mean(interval_.image_loss, interval_.image_tokens);
   metrics.loss_text = mean(interval_.text_loss, interval_.text_tokens);
   metrics.learning_rate = interval_.learning_rate;

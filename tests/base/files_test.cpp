@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -44,6 +45,28 @@ TEST(Files, MissingAndIrregularFilesAreNamed) {
   const TemporaryFolder folder;
   EXPECT_THAT(error_of(Fault::data, [&] { read_file(folder / "none"); }), HasSubstr("none"));
   EXPECT_THAT(error_of(Fault::data, [&] { MappedFile{folder.path()}; }), HasSubstr("regular"));
+}
+
+TEST(AtomicFile, WritesWhereALinkLeadsAndKeepsTheLink) {
+  const TemporaryFolder folder;
+  std::filesystem::create_directory(folder / "there");
+  std::filesystem::create_symlink("there/a", folder / "link");
+  for (const char* text : {"new", "newer"}) {  // the first finds nothing there yet
+    write_file(folder / "link", text);
+    EXPECT_TRUE(std::filesystem::is_symlink(folder / "link"));
+    EXPECT_EQ(read_file(folder / "there/a"), text);
+  }
+}
+
+TEST(AtomicFile, NeverReplacesAPipeOrDevice) {
+  const TemporaryFolder folder;
+  ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0600), 0);
+  std::filesystem::create_symlink("/dev/null", folder / "null");
+  for (const char* name : {"pipe", "null"}) {
+    EXPECT_THAT(error_of(Fault::usage, [&] { write_file(folder / name, "x"); }),
+                HasSubstr("no regular file"));
+    EXPECT_TRUE(std::filesystem::is_other(folder / name));
+  }
 }
 
 TEST(AtomicFile, LeavesTheOldFileUntilCommit) {

@@ -18,6 +18,15 @@ nlohmann::json bench(const std::string& bits) {
   return nlohmann::json::parse(done.out);
 }
 
+TEST(Bench, LeavesTrainingOutOfFewerBitsByItself) {
+  const auto done =
+      llava({"bench", "--shape", "tiny", "--repetitions", "1", "--bits", "8", "--json", "--quiet"});
+  ASSERT_EQ(done.exit, 0) << done.err;
+  for (const auto& row : nlohmann::json::parse(done.out)["results"])
+    EXPECT_NE(row["what"], "train");
+  EXPECT_EQ(llava({"bench", "--shape", "tiny", "--what", "train", "--bits", "8"}).exit, 2);
+}
+
 TEST(Bench, SaysHowFarFewerBitsMoveLogits) {
   EXPECT_FALSE(bench("16").contains("logit_error"));
   const auto eight = bench("8")["logit_error"].get<double>();

@@ -1,4 +1,5 @@
 // A model from init through both layouts and back, each step checked by the program itself.
+#include "llava/base/config.h"
 #include "support/program.h"
 #include "support/temporary_folder.h"
 
@@ -30,6 +31,19 @@ TEST(Convert, VerifiesEachLayoutOfPadAndAnyresModels) {
     }
     EXPECT_THAT(llava({"inspect", folder / "again", "--json"}).out,
                 HasSubstr("\"layout\": \"llava-hf\""));
+  }
+}
+
+TEST(Convert, PrintsOneObjectWhateverItMakes) {
+  const support::TemporaryFolder folder;
+  ASSERT_EQ(llava({"init", "--shape", "tiny", "--output_dir", folder / "model"}).exit, 0);
+  for (const std::string to : {"llava-hf", "llava", "projector"}) {
+    const auto done = llava({"convert", "-m", folder / "model", "--to", to, "--output_dir",
+                             folder / to, "--json", "--quiet"});
+    ASSERT_EQ(done.exit, 0) << done.err;
+    const auto json = parse_json(done.out, "stdout");
+    EXPECT_EQ(json["to"], to);
+    EXPECT_TRUE(json["logit_error"].is_null());
   }
 }
 

@@ -30,6 +30,38 @@ TEST(Program, HelpAndVersionGoToStdout) {
   EXPECT_THAT(version.out, HasSubstr("llava 0."));
 }
 
+TEST(Program, ResultsThatCannotBeWrittenAreAFailure) {
+  const support::TemporaryFolder folder;
+  ASSERT_EQ(llava({"init", "--shape", "tiny", "--output_dir", folder / "model"}).exit, 0);
+  const std::vector<std::string> verbs{"inspect " + folder / "model" + " --json", "doctor",
+                                       "run --help", "--version"};
+  for (const auto& verb : verbs) {
+    const auto full =
+        support::run_command({"sh", "-c", std::string(LLAVA_PROGRAM) + " " + verb + " >/dev/full"});
+    EXPECT_EQ(full.exit, 1) << verb;
+    EXPECT_THAT(full.err, HasSubstr("stdout cannot be written")) << verb;
+  }
+}
+
+TEST(Program, VerbsThatWriteFilesPrintOneObjectToo) {
+  const support::TemporaryFolder folder;
+  ASSERT_EQ(llava({"init", "--shape", "tiny", "--output_dir", folder / "model"}).exit, 0);
+  const auto input = folder.write("q.jsonl",
+                                  "{\"question_id\": 1, \"text\": \"Hi\"}\n"
+                                  "{\"question_id\": 2, \"text\": \"Hi\", "
+                                  "\"image\": \"none.png\"}\n");
+  const auto ran = llava({"run", "-m", folder / "model", "--input", input, "--output",
+                          folder / "a.jsonl", "-n", "2", "--json", "--quiet"});
+  EXPECT_EQ(ran.exit, 3);
+  EXPECT_EQ(parse_json(ran.out, "stdout"),
+            Json({{"questions", 2}, {"answered_before", 0}, {"failed", 1}}));
+  const auto made = llava({"data", "make-scenes", "--num_single", "2", "--num_train", "2",
+                           "--num_captions_test", "1", "--num_questions", "4", "--num_texts", "1",
+                           "--output_dir", folder / "world", "--json", "--quiet"});
+  EXPECT_EQ(made.exit, 0) << made.err;
+  EXPECT_EQ(parse_json(made.out, "stdout")["output_dir"], folder / "world");
+}
+
 TEST(Program, MisspellingsAreUsageErrorsThatNameTheNearest) {
   const auto verb = llava({"trian"});
   EXPECT_EQ(verb.exit, 2);
@@ -56,7 +88,22 @@ TEST(Program, CommandLineOverridesFileOverridesDefault) {
   const auto wrong = folder.write("w.json", R"({"learning_rte": 1})");
   const auto refused = llava({"train", "--config", wrong, "--print_config"});
   EXPECT_EQ(refused.exit, 2);
-  EXPECT_THAT(refused.err, HasSubstr("learning_rate"));
+  EXPECT_THAT(refused.err, HasSubstr("did you mean \"learning_rate\""));
+}
+
+TEST(Program, FilesOfSettingsKnowTheNamesOfTheCommandLine) {
+  const support::TemporaryFolder folder;
+  const auto file =
+      folder.write("c.json", R"({"n-predict": 7, "model_path": "m", "temp": 0.5, "top-p": 0.25})");
+  const auto shown = llava({"run", "--config", file, "--print_config"});
+  ASSERT_EQ(shown.exit, 0) << shown.err;
+  const auto settings = parse_json(shown.out, "--print_config");
+  EXPECT_EQ(settings["max_new_tokens"], 7);
+  EXPECT_EQ(settings["model"], "m");
+  EXPECT_EQ(settings["temperature"], 0.5);
+  EXPECT_EQ(settings["top_p"], 0.25);
+  const auto wrong = folder.write("w.json", R"({"tmp": 1})");
+  EXPECT_THAT(llava({"run", "--config", wrong}).err, HasSubstr("did you mean \"temp\""));
 }
 
 TEST(Program, ValuesMayBeginWithADash) {

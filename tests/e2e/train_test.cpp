@@ -152,6 +152,27 @@ TEST_F(Training, LearnsOnFourBits) {
   EXPECT_THAT(refused.err, testing::HasSubstr("--lora_enable"));
 }
 
+/// All that was trained is in the folder, and stays in what is made of it.
+TEST_F(Training, AdaptersFolderConvertsWithItsProjectorAndBase) {
+  ASSERT_EQ(llava(words("adapter", {"--learning_rate", "0.1", "--max_steps", "1"})).exit, 0);
+  const auto folder = path("adapter") + "/model";
+  const auto converted =
+      llava({"convert", "-m", folder, "--to", "peft", "--output_dir", path("peft"), "--quiet"});
+  ASSERT_EQ(converted.exit, 0) << converted.err;
+  for (const char* name : {"adapter_config.json", "adapter_model.safetensors", "llava/config.json",
+                           "llava/preprocessor_config.json", "non_lora_trainables.bin"})
+    EXPECT_EQ(read_file(path("peft") + "/" + name), read_file(folder + "/" + name)) << name;
+  EXPECT_EQ(read_json(folder + "/adapter_config.json")["modules_to_save"],
+            Json({"multi_modal_projector"}));
+
+  const auto report = parse_json(llava({"inspect", folder, "--json"}).out, "inspect");
+  EXPECT_EQ(report["dtype"], "float32");
+  EXPECT_GT(report["parts"]["text"]["num_parameters"], 0);
+  EXPECT_GT(report["parts"]["projector"]["num_parameters"], 0);
+  EXPECT_EQ(report["parts"]["vision"]["num_parameters"], 0);
+  EXPECT_EQ(report["unexpected"], Json::array());
+}
+
 TEST_F(Training, PlanMakesRealStepsAndKnowsBits) {
   auto all = words("planned", {"--json", "--gpu", "cpu", "--gpu_memory", "8GB", "--bf16", "False"});
   all[0] = "plan";
@@ -237,6 +258,84 @@ TEST_F(Training, ReferencesFlagsAreTakenAsItsScriptsSpellThem) {
   EXPECT_EQ(json["group_by_modality_length"], true);
   EXPECT_EQ(json["eval_strategy"], "no");
   EXPECT_EQ(json["mm_use_im_start_end"], false);
+}
+
+/// finetune.sh of the reference as it stands, but for the paths and the number of steps.
+TEST_F(Training, LineOfTheReferencesScriptsRuns) {
+  folder_->write("zero2.json", R"({"zero_optimization": {"stage": 2}})");
+  const auto trained = llava({"train",
+                              "--deepspeed",
+                              path("zero2.json"),
+                              "--model_name_or_path",
+                              path("model"),
+                              "--version",
+                              "v1",
+                              "--data_path",
+                              path("set.json"),
+                              "--image_folder",
+                              path("images"),
+                              "--mm_projector_type",
+                              "mlp2x_gelu",
+                              "--mm_vision_select_layer",
+                              "-2",
+                              "--mm_use_im_start_end",
+                              "False",
+                              "--mm_use_im_patch_token",
+                              "False",
+                              "--image_aspect_ratio",
+                              "pad",
+                              "--group_by_modality_length",
+                              "True",
+                              "--bf16",
+                              "True",
+                              "--output_dir",
+                              path("script"),
+                              "--num_train_epochs",
+                              "1",
+                              "--per_device_train_batch_size",
+                              "16",
+                              "--per_device_eval_batch_size",
+                              "4",
+                              "--gradient_accumulation_steps",
+                              "1",
+                              "--evaluation_strategy",
+                              "no",
+                              "--save_strategy",
+                              "steps",
+                              "--save_steps",
+                              "50000",
+                              "--save_total_limit",
+                              "1",
+                              "--learning_rate",
+                              "2e-5",
+                              "--weight_decay",
+                              "0.",
+                              "--warmup_ratio",
+                              "0.03",
+                              "--lr_scheduler_type",
+                              "cosine",
+                              "--logging_steps",
+                              "1",
+                              "--tf32",
+                              "True",
+                              "--model_max_length",
+                              "2048",
+                              "--gradient_checkpointing",
+                              "True",
+                              "--dataloader_num_workers",
+                              "4",
+                              "--lazy_preprocess",
+                              "True",
+                              "--report_to",
+                              "wandb",
+                              "--device",
+                              "cpu",
+                              "--threads",
+                              "1"});
+  EXPECT_EQ(trained.exit, 0) << trained.err;
+  for (const char* line : {"--zero 2", "--tf32: ", "--report_to wandb: tensorboard"})
+    EXPECT_THAT(trained.err, HasSubstr(line));
+  EXPECT_EQ(read_json(path("script") + "/config.json")["zero"], 2);
 }
 
 }  // namespace

@@ -122,6 +122,19 @@ TEST_F(Questions, ABrokenQuestionIsNamedAndTheRestIsAnswered) {
   EXPECT_THAT(report.first_error, HasSubstr("b.ppm"));
   EXPECT_THAT(text_of("a.jsonl"), HasSubstr(R"("text": "", )"));
   EXPECT_THAT(text_of("a.jsonl"), HasSubstr(R"("metadata": {"error": ")"));
+}
+
+TEST_F(Questions, FailedOnesAreAskedAgainByTheNextRun) {
+  run("whole.jsonl", 2);
+  folder_.write("b.ppm", "P6 30 50 255\nshort");
+  run("a.jsonl", 2);
+  const auto again = run("a.jsonl", 2);
+  EXPECT_EQ(again.answered_before, 3);
+  EXPECT_EQ(again.failed, 2);
+  EXPECT_THAT(again.first_error, HasSubstr("q.jsonl:2"));
+  write_picture("b.ppm", 30, 50, 90);
+  EXPECT_EQ(run("a.jsonl", 2).failed, 0);
+  EXPECT_EQ(text_of("a.jsonl"), text_of("whole.jsonl"));
   EXPECT_EQ(run("a.jsonl", 2).answered_before, 5);
 }
 

@@ -8,6 +8,8 @@
 #include "support/temporary_folder.h"
 #include "support/tiny_model.h"
 
+#include <filesystem>
+
 namespace llava {
 namespace {
 
@@ -87,6 +89,25 @@ TEST(AdapterFiles, AreNamedAsPeftNamesThem) {
   EXPECT_TRUE(weights::load_safetensors(hugging_face / "adapter_model.safetensors")
                   .contains("base_model.model.model.language_model.layers.1.mlp.down_proj.lora_B."
                             "weight"));
+}
+
+/// PEFT reads adapter_model alone, so the trained projector is in it as well.
+TEST(AdapterFiles, HoldTrainedModulesWherePeftLooksForThem) {
+  const TemporaryFolder folder;
+  auto learned = trained(model::Layout::hugging_face);
+  model::save_adapter(folder.path(), learned, model::Layout::hugging_face, "");
+  EXPECT_EQ(read_json(folder / "adapter_config.json")["modules_to_save"],
+            Json({"multi_modal_projector"}));
+  const auto file = weights::load_safetensors(folder / "adapter_model.safetensors");
+  EXPECT_EQ(file.size(), 2 * 14u + 4);
+  EXPECT_TRUE(torch::equal(file.at("base_model.model.model.multi_modal_projector.linear_2.bias"),
+                           learned->projector->layers[1]->bias));
+  EXPECT_EQ(model::extra_tensors(folder.path()).size(), 4u);
+
+  std::filesystem::remove(folder / "non_lora_trainables.bin");
+  auto base = test::tiny_model();
+  model::load_adapter(folder.path(), base);
+  EXPECT_TRUE(torch::equal(base->projector->layers[1]->bias, learned->projector->layers[1]->bias));
 }
 
 TEST(AdapterFiles, FolderAndBaseAreAWhole) {

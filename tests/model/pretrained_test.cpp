@@ -209,6 +209,24 @@ TEST(LoadPretrained, DtypeIsTheFilesOrTheOneAskedFor) {
     EXPECT_EQ(parameter.scalar_type(), torch::kFloat64);
 }
 
+TEST(LoadPretrained, CountsTensorsThatLoseBits) {
+  const TemporaryFolder folder;
+  auto made = test::tiny_model();
+  model::save_pretrained(folder.path(), made, model::Layout::hugging_face, "");
+  weights::StateDict mixed;  // a decoder in half precision beside a tower in full
+  std::int64_t wide = 0;
+  for (const auto& [name, tensor] : weights::load_folder(folder.path())) {
+    const bool is_wide = model::our_name(name)->starts_with("vision.");
+    wide += is_wide;
+    mixed.add(name, is_wide ? tensor.clone() : tensor.to(torch::kFloat16));
+  }
+  weights::save_safetensors(folder / "model.safetensors", mixed);
+  EXPECT_EQ(model::load_pretrained(folder.path()).narrowed, wide);
+  EXPECT_EQ(model::load_pretrained(folder.path(), {.dtype = torch::kFloat32}).narrowed, 0);
+  EXPECT_EQ(model::load_pretrained(folder.path(), {.dtype = torch::kBFloat16}).narrowed,
+            static_cast<std::int64_t>(mixed.size()));
+}
+
 TEST(LoadPretrained, NothingLearnsYet) {
   const auto loaded = model::load_pretrained(golden("llava-llama"));
   for (const auto& parameter : loaded.model->parameters()) EXPECT_FALSE(parameter.requires_grad());

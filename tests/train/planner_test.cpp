@@ -78,6 +78,16 @@ TEST(Planner, StatesAreThoseOfTheZeroPaper) {
   }
 }
 
+// In the fullest moment gradients may not be there yet; a reader is told how large they become.
+TEST(Planner, TellsGradientsAtMost) {
+  auto request = stage2("tiny", 1, "80GB");
+  const auto plan = make_plan(request);
+  const auto counts = count_parameters(request.model, request.train.stage);
+  EXPECT_EQ(plan.most_gradients, 2.0 * counts.learned);
+  EXPECT_LE(plan.gradients, plan.most_gradients);
+  EXPECT_EQ(plan_json(request, plan)["gradient_bytes_at_most"], 2 * counts.learned);
+}
+
 // The conclusions of the memory study: what fits where.
 TEST(Planner, KnowsWhatFits) {
   auto request = stage2("llava-1.5-13b", 8, "80GB");

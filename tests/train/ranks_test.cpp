@@ -29,6 +29,7 @@ class SharedRun {
     start_ = load_model(config_.model, compute_);
     auto groups = choose_stage(start_.model, config_.stage, config_.schedule.learning_rate,
                                config_.optimizer.weight_decay, compute_.seed);
+    settle_layout(start_);
     data_ = open_data(config_.data, config_.model, start_, template_name(config_), compute_);
     for (const auto& item : start_.model->named_parameters()) {
       weights_.parameters.emplace_back(item.key(), item.value());

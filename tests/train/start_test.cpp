@@ -141,15 +141,45 @@ TEST_F(StartTest, SettingsThatContradictTheWeightsAreRefused) {
 
 /// What cannot be saved in a layout is found out before training, not after it.
 TEST_F(StartTest, ModelThatHuggingFaceCannotExpressWillBeSavedInTheOriginalLayout) {
-  EXPECT_EQ(saved_layout(load([](auto&) {}).model->config), model::Layout::hugging_face);
+  EXPECT_EQ(saved_layout(load([](auto&) {})), model::Layout::hugging_face);
   auto config = test::settings(*world_, "class token");
   config.model.mm_vision_select_feature = "cls";
   config.schedule.max_steps = 1;
   test::TinyRun run(config);
-  EXPECT_EQ(saved_layout(run.start.model->config), model::Layout::original);
+  EXPECT_EQ(saved_layout(run.start), model::Layout::original);
   run.finish();  // reads it back
   EXPECT_EQ(read_json(*world_ / "class token/model/config.json")["mm_vision_select_feature"],
             "cls");
+}
+
+TEST_F(StartTest, OriginalModelIsSavedSoThatTransformersLoadsIt) {
+  auto loaded = load([](auto&) {});
+  model::save_pretrained(*world_ / "original", loaded.model, model::Layout::original,
+                         loaded.tokenizer_folder);
+  auto config = test::settings(*world_, "of the original");
+  config.model.model_name_or_path = *world_ / "original";
+  config.schedule.max_steps = 1;
+  test::TinyRun run(config);
+  EXPECT_EQ(run.start.model->config.layout, model::Layout::original);
+  EXPECT_EQ(saved_layout(run.start), model::Layout::hugging_face);
+  run.finish();  // reads it back
+  EXPECT_EQ(read_json(*world_ / "of the original/model/config.json")["model_type"], "llava");
+}
+
+/// The reference's finetune_lora.sh starts from an LLM, a tower and Stage 1's projector.
+TEST_F(StartTest, AdapterOverATowerAndAnLlmRemembersBoth) {
+  auto config = test::settings(*world_, "lora of parts");
+  config.model.model_name_or_path = *world_ / "llm";
+  config.model.vision_tower = *world_ / "clip";
+  config.stage.lora_enable = true;
+  config.stage.lora_r = 4;
+  config.schedule.max_steps = 1;
+  test::TinyRun run(config);
+  run.finish();  // reads it back with nothing but the folder's name
+  const auto folder = *world_ / "lora of parts/model";
+  EXPECT_EQ(read_json(folder + "/config.json")["mm_vision_tower"], *world_ / "clip");
+  EXPECT_EQ(read_json(folder + "/config.json")["unfreeze_mm_vision_tower"], false);
+  EXPECT_EQ(read_json(folder + "/adapter_config.json")["base_model_name_or_path"], *world_ / "llm");
 }
 
 TEST_F(StartTest, ProjectorOfAnotherWidthIsRefusedNamingTheTensor) {

@@ -90,6 +90,7 @@ class TinyRun {
     start = load_model(config.model, compute);
     auto groups = choose_stage(start.model, config.stage, config.schedule.learning_rate,
                                config.optimizer.weight_decay, compute.seed);
+    settle_layout(start);
     data = open_data(config.data, config.model, start, template_name(config), compute);
     optimizer.emplace(std::move(groups), config.optimizer);
     trainer.emplace(

@@ -203,8 +203,11 @@ TEST_F(TrainerTest, LoraLeavesAPeftFolderThatGoesOnLearning) {
   run.finish();
   const std::string folder = wanted.loop.output_dir + "/model";
   for (const char* name : {"adapter_config.json", "adapter_model.safetensors",
-                           "non_lora_trainables.bin", "config.json"})
+                           "non_lora_trainables.bin", "llava/config.json"})
     EXPECT_TRUE(fs::exists(folder + "/" + name)) << name;
+  // With one transformers would look for a whole model here instead of going to the base.
+  EXPECT_FALSE(fs::exists(folder + "/config.json"));
+  EXPECT_EQ(model::read_llava_config(folder).tiling.aspect, media::Aspect::pad);
   auto further = wanted;
   further.loop.output_dir += "2";
   further.model.lora_weight_path = folder;
@@ -439,6 +442,34 @@ TEST_F(TrainerTest, BadImageStopsOrIsCounted) {
   run.trainer->run();
   EXPECT_EQ(run.trainer->progress().samples_skipped, 2);  // once an epoch
   EXPECT_EQ(run.trainer->progress().samples, 2 * 16 - 2);
+}
+
+/// A step whose samples were all left out has no loss, and says why.
+TEST_F(TrainerTest, SkippedSamplesAreTold) {
+  fs::copy(world_->images(), *world_ / output + " images");
+  std::ofstream(*world_ / output + " images/1.png") << "not a picture";
+  auto wanted = config();
+  wanted.data.image_folder = *world_ / output + " images";
+  wanted.data.on_bad_image = "skip";
+  wanted.data.shuffle = false;
+  wanted.data.per_device_train_batch_size = wanted.data.gradient_accumulation_steps = 1;
+  wanted.schedule.max_steps = 3;
+  TinyRun run(wanted);
+  run.trainer->run();
+  std::vector<Json> losses, warnings;
+  double sum = 0;
+  for (const auto& line : read_metrics(wanted.loop.output_dir + "/metrics.jsonl")) {
+    if (line["kind"] == "warn") warnings.push_back(line);
+    if (line["kind"] == "train") losses.push_back(line["loss"]);
+    if (line["kind"] == "end") sum = 2 * line["train_loss"].get<double>();
+  }
+  ASSERT_EQ(losses.size(), 3u);
+  EXPECT_TRUE(losses[1].is_null());
+  EXPECT_NEAR(losses[0].get<double>() + losses[2].get<double>(), sum, 1e-6);
+  ASSERT_EQ(warnings.size(), 1u);
+  EXPECT_EQ(warnings[0]["step"], 2);
+  EXPECT_EQ(warnings[0]["what"], "skipped");
+  EXPECT_THAT(warnings[0]["samples"].dump(), HasSubstr("1.png"));
 }
 
 TEST_F(TrainerTest, OverlongSampleIsCutDroppedOrRefused) {

@@ -129,6 +129,7 @@ class Args {
   const Option& find(const std::string& field) const;
   Option* named(const std::string& word);
   std::vector<std::string> names() const;
+  std::vector<std::string> setting_names() const;
   std::vector<std::string> paired_words();
   bool read_words();
   void apply_file(const std::string& path);

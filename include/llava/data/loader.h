@@ -50,6 +50,7 @@ struct Step {
   std::int64_t num_tokens = 0;   // after splicing
   std::int64_t num_learned = 0;  // supervised tokens
   Losses losses;
+  std::vector<std::string> skipped;  // why, of each that was skipped
 };
 
 class Loader {

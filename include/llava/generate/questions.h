@@ -29,7 +29,8 @@ struct QuestionsReport {
 
 /// Answers what `output` does not answer yet. A last line of it that was torn is cut; answers are
 /// appended a batch at a time, each batch in one write. A question whose image is missing or
-/// broken, or that does not fit, gets an empty answer and the run goes on.
+/// broken, or that does not fit, gets an empty answer and the run goes on; the next run asks it
+/// again and puts the answer in its place.
 /// Throws Error(data) if a file is malformed or `output` answers other questions.
 QuestionsReport answer_questions(Assistant& assistant, const QuestionsConfig& config,
                                  const GenerateConfig& generate);

@@ -5,6 +5,7 @@
 
 #include "llava/model/llava.h"
 #include "llava/nn/lora.h"
+#include "llava/weights/state_dict.h"
 
 #include <string>
 #include <vector>
@@ -28,8 +29,21 @@ AdapterConfig read_adapter_config(const std::string& folder);
 /// Reads original LLaVA's and Hugging Face's names.  Throws Error(data) on any mismatch.
 void load_adapter(const std::string& folder, Llava& model);
 
+/// The layout of an adapter over this base: a whole LLaVA's own; over a bare LLM the original one,
+/// whose config.json tells where the tower is.
+Layout adapter_layout(const std::string& base_folder);
+
+/// All tensors of an adapter's folder under the files' names, LoRA's pairs first.
+weights::StateDict adapter_tensors(const std::string& folder);
+
+/// Our names of the tensors that an adapter's folder holds beside the pairs.
+std::vector<std::string> extra_tensors(const std::string& folder);
+
 /// Writes adapter_config.json, adapter_model.safetensors, non_lora_trainables.bin (trainable
-/// tensors that are not LoRA's) and config.json in the layout's names.
+/// tensors that are not LoRA's) and config.json in the layout's names. In Hugging Face's layout
+/// adapter_model holds the trainable modules as well, as PEFT's modules_to_save: PEFT knows nothing
+/// of non_lora_trainables.bin. It has no place for image_newline. config.json is in the folder
+/// llava/ then, so that transformers goes to the base for its own.
 void save_adapter(const std::string& folder, Llava& model, Layout layout,
                   const std::string& base_model);
 

@@ -20,6 +20,8 @@ struct LoadOptions {
 struct Pretrained {
   Llava model{nullptr};
   std::string tokenizer_folder;
+  std::int64_t narrowed = 0;  // tensors that have fewer bits than in their files
+  std::string base_folder;    // of the whole model or LLM that an adapter of this model builds on
 };
 
 /// Loads any folder of the contract's table. No random initialisation, no second copy: each tensor

@@ -96,6 +96,8 @@ struct Plan {
     return weights + gradients + optimizer + activations + logits + vision + buffers;
   }
   bool fits = false;
+  // The fullest moment of a step is what counts above; gradients may be fewer then than at most.
+  double most_gradients = 0;
 
   std::int64_t steps = 0;
   double tokens = 0;  // of the whole run

@@ -132,9 +132,13 @@ model::Pretrained load_model(const ModelSource& source, const Compute& compute);
 /// Keeps the decoder's weights in as few bits as asked, LoRA's own and the head's as they are.
 void pack_frozen(model::Llava& model, std::int64_t bits);
 
-/// The layout a trained model is saved in: its own, or the original one where Hugging Face's cannot
-/// express it.  Throws Error(data) where neither can.
-model::Layout saved_layout(const model::LlavaConfig& config);
+/// The layout a trained model is saved in: Hugging Face's, or the original one where that cannot
+/// express it; an adapter's is its base's.  Throws Error(data) where none can.
+model::Layout saved_layout(const model::Pretrained& start);
+
+/// Once what learns is chosen and before a step is made: makes sure that the trained model can be
+/// saved, and computes it as the saved layout's readers will.
+void settle_layout(model::Pretrained& start);
 
 /// How conversations become this model's input. `template_name` "" is the model's own.
 input::Encoder make_encoder(const model::Pretrained& start, const std::string& template_name);

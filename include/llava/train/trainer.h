@@ -26,7 +26,8 @@ struct Progress {
   std::int64_t step = 0;  // optimizer steps done
   std::int64_t samples = 0, tokens = 0;
   std::int64_t samples_skipped = 0, updates_skipped = 0;
-  double loss_sum = 0;  // of the steps whose update was made
+  std::int64_t empty_steps = 0;  // all of whose samples were left out: they have no loss
+  double loss_sum = 0;           // of the steps whose update was made
 
   template <class Field>
   void fields(Field& field) {
@@ -35,6 +36,7 @@ struct Progress {
     field("tokens", tokens, "");
     field("samples_skipped", samples_skipped, "");
     field("updates_skipped", updates_skipped, "");
+    field("empty_steps", empty_steps, "");
     field("loss_sum", loss_sum, "");
   }
 };
@@ -45,6 +47,7 @@ struct StepReport {
   torch::Tensor figures;  // [5] float32: loss, gradient norm, 1 where the update was not made, and
                           // the losses of tokens of samples with pictures, and without, summed
   std::int64_t image_tokens = 0, text_tokens = 0;  // learned ones of those samples
+  std::int64_t learned = 0;                        // tokens that have a loss, of all ranks
   double learning_rate = 0;
   double flops = 0;
   std::vector<std::string> samples;  // ids
@@ -87,7 +90,7 @@ class Trainer {
   /// Steps since the last logged one.
   struct Interval {
     double began = 0, waited = 0;  // seconds, on clocks of our own
-    std::int64_t steps = 0, tokens = 0;
+    std::int64_t steps = 0, empty_steps = 0, tokens = 0;
     double loss = 0, flops = 0;            // sums
     double image_loss = 0, text_loss = 0;  // sums over tokens
     std::int64_t image_tokens = 0, text_tokens = 0;
@@ -96,6 +99,7 @@ class Trainer {
 
   void count(const data::Step& work);
   torch::Tensor forward_and_backward(const data::Step& work, StepReport& report);
+  void warn_of_skipped(const data::Step& work, std::int64_t step);
   void settle();
   void react_to_non_finite(const StepReport& report, double loss, double grad_norm);
   void begin_interval();
