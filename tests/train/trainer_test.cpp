@@ -261,7 +261,8 @@ TEST_F(TrainerTest, LossReductionOfTheReferenceIsTheMeanOfMeans) {
     }
     run.data.train->seek(0);
     const float loss = run.trainer->step().figures[0].item<float>();
-    EXPECT_NEAR(loss, reduction == std::string("token") ? sum / learned : means, 1e-5);
+    const double wanted_loss = reduction == std::string("token") ? sum / learned : means;
+    EXPECT_NEAR(loss, wanted_loss, 2e-6 * wanted_loss);  // sums of 32 bits in another order
   }
 }
 
