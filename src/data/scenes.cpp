@@ -199,9 +199,9 @@ std::string picture_in_signs(const Scene& scene, Random& random) {
   for (const auto& thing : scene.things) {
     const int first = thing.cell / 2 * 18 + thing.cell % 2 * 3;
     const auto places = permutation<9>(random);
-    const auto shown = static_cast<std::size_t>(3 + random.below(7));
+    const auto shown = std::size_t{3} + static_cast<std::size_t>(random.below(7));
     for (std::size_t i = 0; i < shown; ++i)
-      signs[static_cast<std::size_t>(first + places[i] / 3 * 6 + places[i] % 3)] = sign_of(thing);
+      signs.at(static_cast<unsigned>(first + places[i] / 3 * 6 + places[i] % 3)) = sign_of(thing);
   }
   std::string text;
   for (const auto& sign : signs) text += (text.empty() ? "" : " ") + sign;

@@ -48,7 +48,7 @@ void for_rows(std::int64_t rows, std::int64_t width, const Work& work) {
 /// work(type's Element) for a tensor's type.
 template <class Work>
 void with_element(const Tensor& x, const Work& work) {
-  if (x.scalar_type() == torch::kFloat32) {
+  if (x.scalar_type() == torch::kFloat32) {  // NOLINT(bugprone-branch-clone): types differ
     work(float());
   } else {
     work(std::uint16_t());
