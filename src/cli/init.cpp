@@ -9,8 +9,10 @@
 #include "llava/text/tokenizer.h"
 #include "llava/text/vocabulary.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <set>
 #include <sstream>
 
 namespace llava::cli {
@@ -19,7 +21,7 @@ namespace {
 struct InitConfig {
   std::string shape, vision_tower, language_model, output_dir, layout = "hf";
   std::string tokenizer, tokenizer_text;
-  std::int64_t tokenizer_size = 400;
+  std::int64_t tokenizer_size = 0;
   std::optional<std::int64_t> vocab_size, hidden_size, intermediate_size, num_hidden_layers,
       num_attention_heads, num_key_value_heads, max_position_embeddings;
   std::optional<std::int64_t> vision_hidden_size, vision_intermediate_size,
@@ -37,7 +39,8 @@ struct InitConfig {
     field("tokenizer", tokenizer, "folder whose tokenizer is taken (with --shape)");
     field("tokenizer_text", tokenizer_text,
           "text file to train a new vocabulary on (with --shape)");
-    field("tokenizer_size", tokenizer_size, "pieces of the new vocabulary");
+    field("tokenizer_size", tokenizer_size,
+          "pieces of the new vocabulary; 0: 400, or as many as the text's characters need");
     field("vocab_size", vocab_size, "rows of the embedding table");
     field("hidden_size", hidden_size, "width of the LLM");
     field("intermediate_size", intermediate_size, "width of the LLM's feed-forward");
@@ -111,13 +114,28 @@ std::vector<std::string> lines_of(const std::string& path) {
   return lines;
 }
 
+/// Pieces for bytes, control tokens, every character of the text, and 100 that join them.
+std::int64_t pieces_for(const std::vector<std::string>& lines) {
+  std::set<std::string> characters;
+  for (const auto& line : lines)
+    for (std::size_t begin = 0, end = 0; begin < line.size(); begin = end) {
+      for (end = begin + 1; end < line.size() && (line[end] & 0xc0) == 0x80;) ++end;
+      characters.insert(line.substr(begin, end - begin));
+    }
+  return std::max<std::int64_t>(400, 259 + static_cast<std::int64_t>(characters.size()) + 100);
+}
+
+std::string new_vocabulary(const InitConfig& init) {
+  if (init.tokenizer_text.empty()) return text::character_vocabulary();
+  const auto lines = lines_of(init.tokenizer_text);
+  return text::train_vocabulary(lines,
+                                init.tokenizer_size > 0 ? init.tokenizer_size : pieces_for(lines));
+}
+
 /// The folder of the new model's tokenizer; made in output_dir when it is a new one.
 std::string tokenizer_folder(const InitConfig& init) {
   if (!init.tokenizer.empty()) return init.tokenizer;
-  text::save_tokenizer(init.output_dir, init.tokenizer_text.empty()
-                                            ? text::character_vocabulary()
-                                            : text::train_vocabulary(lines_of(init.tokenizer_text),
-                                                                     init.tokenizer_size));
+  text::save_tokenizer(init.output_dir, new_vocabulary(init));
   return init.output_dir;
 }
 
