@@ -1,11 +1,13 @@
 // llava plan: what a training run will need, before anything is loaded.
+#include "llava/base/log.h"
 #include "llava/cli/args.h"
 #include "llava/model/chat_template.h"
 #include "llava/nn/device.h"
 #include "llava/text/tokenizer.h"
 #include "llava/train/measured.h"
 #include "llava/train/plan_report.h"
-#include "llava/train/reference_flags.h"
+
+#include "train_options.h"
 
 #include <cstdio>
 #include <filesystem>
@@ -61,17 +63,13 @@ int plan(const std::vector<std::string>& words) {
   train::PlanRequest request;
   Args args("plan", "memory, hours, traffic and disk of a run before it starts", words);
   args.add(request.plan);
-  args.add(request.train);
   train::ReferenceFlags flags;
-  args.add(flags);
-  for (const char* name : train::kReferenceSwitches)
-    args.optional_value(name, "true", {"true", "false", "True", "False", "1", "0"});
-  args.optional_value("gradient_checkpointing", "full",
-                      {"none", "selective", "full", "true", "false", "True", "False"});
-  args.alias("model_name_or_path", "-m");
+  add_train_options(args, request.train, flags);
   if (!args.parse()) return 0;
   auto& train = request.train;
-  train::apply(flags, static_cast<std::uint64_t>(args.common().seed), train);
+  for (const auto& note :
+       train::apply(flags, static_cast<std::uint64_t>(args.common().seed), train))
+    log::info(note);
   const auto dtype = nn::choose_dtype(args.common().dtype);
   if (dtype) train.model.bf16 = dtype != torch::kFloat32;
   if (!dtype && !args.given("bf16")) train.model.bf16 = true;  // what these sizes are trained in

@@ -4,8 +4,9 @@
 #include "llava/nn/device.h"
 #include "llava/train/final_model.h"
 #include "llava/train/output.h"
-#include "llava/train/reference_flags.h"
 #include "llava/train/trainer.h"
+
+#include "train_options.h"
 
 #include <cstdio>
 
@@ -77,15 +78,8 @@ void train_here(const train::TrainConfig& config, const train::Compute& compute,
 int train(const std::vector<std::string>& words) {
   train::TrainConfig config;
   Args args("train", "train Stage 1, Stage 2, LoRA or any mix of trainable parts", words);
-  args.add(config);
   train::ReferenceFlags flags;
-  args.add(flags);
-  for (const char* name : train::kReferenceSwitches)
-    args.optional_value(name, "true", {"true", "false", "True", "False", "1", "0"});
-  args.optional_value("gradient_checkpointing", "full",
-                      {"none", "selective", "full", "true", "false", "True", "False"});
-  args.alias("eval_strategy", "--evaluation_strategy");
-  args.alias("model_name_or_path", "-m");
+  add_train_options(args, config, flags);
   if (!args.parse()) return 0;
   const auto notes = train::apply(flags, static_cast<std::uint64_t>(args.common().seed), config);
   train::check(config);

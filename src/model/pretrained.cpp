@@ -120,8 +120,7 @@ namespace {
 
 /// The token for pictures that a folder's configuration names within its vocabulary, or -1.
 std::int64_t image_token_of(const std::string& folder, std::int64_t vocab_size) {
-  const auto path = folder + "/config.json";
-  const auto json = parse_json(read_file(path), path);
+  const auto json = read_json(folder + "/config.json");
   const auto found = json.find("image_token_index");
   if (found == json.end() || !found->is_number_integer()) return -1;
   const auto id = found->get<std::int64_t>();
