@@ -99,6 +99,31 @@ TEST(Scenes, FilesAreWholeAndFollowFromTheSeed) {
   for (const auto& [kind, count] : kinds) EXPECT_EQ(count, 10) << kind;
 }
 
+TEST(Scenes, PicturesMadeOfSignsShowEveryThingAndNothingElse) {
+  const Files files;
+  std::set<std::string> all;
+  for (const auto& sample : files.json("text.json")) {
+    std::string text, answers;
+    for (const auto& turn : sample["conversations"]) text += turn["value"].get<std::string>() + " ";
+    std::istringstream words(text.substr(0, text.find('\n')));
+    std::set<std::string> signs;
+    int count = 0;
+    for (std::string word; words >> word; ++count)
+      if (word != ".") signs.insert(word);
+    EXPECT_EQ(count, 36);
+    EXPECT_GE(signs.size(), 1u);
+    EXPECT_LE(signs.size(), 3u);
+    for (const auto& sign : signs) EXPECT_EQ(sign.size(), 3u) << "one character of UTF-8";
+    for (const auto& [question, things] :
+         {std::pair{"there? one", 1u}, {"there? two", 2u}, {"there? three", 3u}})
+      if (text.find(question) != text.npos) {
+        EXPECT_EQ(signs.size(), things) << text;
+      }
+    all.merge(signs);
+  }
+  EXPECT_GT(all.size(), 5u);
+}
+
 TEST(Scenes, ShuffledCaptionsAreOnOtherPictures) {
   const Files files;
   const auto right = files.json("captions.json"), wrong = files.json("shuffled.json");

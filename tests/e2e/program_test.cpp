@@ -30,6 +30,29 @@ TEST(Program, HelpAndVersionGoToStdout) {
   EXPECT_THAT(version.out, HasSubstr("llava 0."));
 }
 
+TEST(Program, NewVocabularyHoldsEveryCharacterOfItsText) {
+  const support::TemporaryFolder folder;
+  std::string text;
+  for (int i = 0; i < 300; ++i)  // from U+4E00 on, each twice
+    for (int twice = 0; twice < 2; ++twice)
+      text += std::string{char(0xe4), char(0xb8 + i / 64), char(0x80 + i % 64), '\n'};
+  folder.write("text.txt", text);
+  const std::vector<std::string> words{"init",
+                                       "--shape",
+                                       "tiny",
+                                       "--output_dir",
+                                       folder / "model",
+                                       "--tokenizer_text",
+                                       folder / "text.txt"};
+  const auto fits = llava(words);
+  EXPECT_EQ(fits.exit, 0) << fits.err;
+  auto small = words;
+  small.insert(small.end(), {"--tokenizer_size", "400"});
+  const auto refused = llava(small);
+  EXPECT_EQ(refused.exit, 2);
+  EXPECT_THAT(refused.err, HasSubstr("400 pieces"));
+}
+
 TEST(Program, ResultsThatCannotBeWrittenAreAFailure) {
   const support::TemporaryFolder folder;
   ASSERT_EQ(llava({"init", "--shape", "tiny", "--output_dir", folder / "model"}).exit, 0);

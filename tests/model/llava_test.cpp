@@ -225,6 +225,23 @@ TEST(Initialize, DependsOnTheSeedAlone) {
   EXPECT_TRUE(torch::equal(a->llama->norm->weight, torch::ones({16})));
 }
 
+TEST(Initialize, WhatLayersAddBeginsSmallBesideTheTokens) {
+  for (const bool tied : {false, true}) {
+    auto config = test::tiny_config();
+    config.text.tie_word_embeddings = tied;
+    model::Llava model(config, torch::TensorOptions());
+    model::initialize(model, 1);
+    const auto deviation = [&](const std::string& name) {
+      return model->named_parameters()["llama." + name].std().item<double>();
+    };
+    const double matrix = 0.32;  // 0.02 sqrt(4096 / 16)
+    EXPECT_NEAR(deviation("embed_tokens.weight"), tied ? matrix : 1, 0.1);
+    EXPECT_NEAR(deviation("layers.0.self_attn.q_proj.weight"), matrix, 0.06);
+    EXPECT_NEAR(deviation("layers.1.self_attn.o_proj.weight"), matrix / 2, 0.03);
+    EXPECT_NEAR(deviation("layers.1.mlp.down_proj.weight"), matrix / 2, 0.03);
+  }
+}
+
 TEST(Initialize, TouchesTheChosenAlone) {
   auto model = test::tiny_model();
   const auto before = model->lm_head->weight.clone();

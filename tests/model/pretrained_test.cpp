@@ -10,6 +10,7 @@
 #include "support/tiny_model.h"
 
 #include <filesystem>
+#include <map>
 
 namespace llava {
 namespace {
@@ -126,6 +127,21 @@ TEST(SavePretrained, NewRowsAreTheMeanOfTheOld) {
   const auto mean = made->llama->embed_tokens->weight.mean(0);
   EXPECT_LE(test::distance(table[64], mean), 1e-6);
   EXPECT_TRUE(torch::equal(table.slice(0, 0, 64), made->llama->embed_tokens->weight));
+}
+
+TEST(SavePretrained, ImageTokenOfAnotherNumberIsMovedNotDoubled) {
+  const TemporaryFolder source, there;
+  source.write("tokenizer.model", "pieces");
+  source.write(
+      "tokenizer_config.json",
+      R"({"added_tokens_decoder": {"50": {"content": "<image>"}, "2": {"content": "</s>"}}})");
+  auto made = test::tiny_model();
+  model::save_pretrained(there.path(), made, model::Layout::hugging_face, source.path());
+  std::map<std::string, int> texts;
+  const auto written = read_json(there / "tokenizer_config.json");
+  for (const auto& item : written["added_tokens_decoder"])
+    ++texts[item["content"].get<std::string>()];
+  EXPECT_EQ(texts, (std::map<std::string, int>{{"</s>", 1}, {"<image>", 1}, {"<pad>", 1}}));
 }
 
 TEST(SavePretrained, TokenizerFilesLearnAndForgetTheImageToken) {

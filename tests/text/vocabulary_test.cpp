@@ -31,6 +31,14 @@ TEST(Vocabulary, TrainedModelLearnsWholeWordsAndKeepsEveryByte) {
   EXPECT_EQ(tokenizer.size(), 342);
 }
 
+TEST(Vocabulary, TextAfterAPictureBeginsAsATextOfItsOwn) {
+  const support::TemporaryFolder folder;
+  save_tokenizer(folder.path(), train_vocabulary(sentences(), 340));
+  const auto tokenizer = Tokenizer::load(folder.path());
+  const auto ids = tokenizer.ids("the circle");
+  EXPECT_EQ(tokenizer.ids("<image>the circle").size(), 1 + ids.size());
+}
+
 TEST(Vocabulary, CharacterModelNeedsNoText) {
   const support::TemporaryFolder folder;
   save_tokenizer(folder.path(), character_vocabulary());
