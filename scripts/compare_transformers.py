@@ -3,7 +3,8 @@
 
     python scripts/compare_transformers.py build/release/llava [--cases 100] [--seed 0] [--wide 8]
 
-The Python needs torch 2.11, transformers 5.24, Pillow, sentencepiece and safetensors; no network. Each
+The Python needs torch 2.11, transformers 5.24, Pillow 10.3 (13 resamples some pictures otherwise), sentencepiece and
+safetensors; no network. Each
 case is a model folder of random sizes (heads, layers, rope scaling, biases, tied embeddings, selected
 layers, projector) with a prompt of several pictures or a video. Held equal:
     pixel_values     bit for bit with the Pillow processors of transformers
