@@ -11,11 +11,11 @@ namespace llava::nn::cpu {
 
 // cpu_byte_products_avx512.cpp
 void multiply_int8_avx512(const ByteRows& x, std::int64_t rows, const std::uint8_t* block,
-                          std::int64_t inputs, float* y, std::int64_t y_stride);
+                          std::int64_t inputs, float* y);
 void multiply_int4_avx512(const ByteRows& x, std::int64_t rows, const std::uint8_t* block,
-                          std::int64_t inputs, float* y, std::int64_t y_stride);
-void quantize_row_avx512(const float* x, std::int64_t inputs, std::int8_t* values, float* scales,
-                         std::int32_t* minus_sums);
+                          std::int64_t inputs, float* y);
+void quantize_row_avx512(const float* x, std::int64_t inputs, std::int64_t group,
+                         std::int8_t* values, float* scales, std::int32_t* sums);
 
 namespace {
 

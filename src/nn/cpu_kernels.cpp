@@ -4,6 +4,7 @@
 #include "cpu_quantize.h"
 
 #include <cmath>
+#include <numeric>
 
 namespace llava::nn::cpu {
 namespace {
@@ -24,53 +25,66 @@ void multiply_bfloat16(const std::uint16_t* x, std::int64_t x_stride, std::int64
   }
 }
 
-/// Adds to y [64] the products of one row with the `count` inputs of a group of a weight.
+/// Adds to y [64] the products of row m of a tile of M with those of a weight's group from input
+/// `begin` on that are summed before they are scaled.
 template <int kBits>
-void add_group(const ByteRows& x, const std::uint8_t* group, std::int64_t count, float* y) {
-  constexpr int kAdded = kBits == 8 ? 128 : 8, kHalf = kGroup / 2;
+void add_group(const ByteRows& x, std::int64_t m, std::int64_t M, const std::uint8_t* group,
+               std::int64_t begin, float* y) {
+  constexpr std::int64_t kHalf = group_inputs(kBits) / 2;
   const auto* weights = group + 2 * kBlock;
+  const auto count = ByteRows::summed(kBits, x.group);
   for (std::int64_t n = 0; n < kBlock; ++n) {
-    float part = 0;
-    for (std::int64_t g = 0; g < count / kGroup; ++g) {
-      std::int32_t sum = kAdded * x.minus_sums[g];
-      for (std::int64_t k = g * kGroup; k < (g + 1) * kGroup; ++k) {
-        const auto place = kBits == 8 ? k : k % kHalf;
-        const int byte = weights[(place / 4 * kBlock + n) * 4 + place % 4];
-        sum += x.values[k] * (kBits == 8 ? byte : k < kHalf ? byte & 15 : byte >> 4);
-      }
-      part += static_cast<float>(sum) * x.scales[g];
+    std::int32_t sum = x.starts[m];
+    for (std::int64_t i = 0; i < count; ++i) {
+      const auto k = begin + i, place = kBits == 8 ? k : k % kHalf;
+      const int byte = weights[(place / 4 * kBlock + n) * 4 + place % 4];
+      sum += x.values[(i / 4 * M + m) * 4 + i % 4] * (kBits == 8  ? byte
+                                                      : k < kHalf ? byte & 15
+                                                                  : byte >> 4);
     }
     std::uint16_t scale;
     __builtin_memcpy(&scale, group + 2 * n, sizeof scale);
-    y[n] += part * widened(scale);
+    y[n] += static_cast<float>(sum) * x.scales[m] * widened(scale);
   }
 }
 
 template <int kBits>
 void multiply_bytes(const ByteRows& x, std::int64_t rows, const std::uint8_t* block,
-                    std::int64_t inputs, float* y, std::int64_t y_stride) {
-  constexpr auto kInputs = kBits == 8 ? kInt8Group : kGroup;
-  constexpr auto kBytes = kBits == 8 ? kInt8GroupBytes : kInt4GroupBytes;
-  for (std::int64_t m = 0; m < rows; ++m, y += y_stride) {
-    for (int n = 0; n < kBlock; ++n) y[n] = 0;
-    for (std::int64_t g = 0; g < inputs / kInputs; ++g)
-      add_group<kBits>(x.from(m, g * kInputs, inputs), block + g * kBytes, kInputs, y);
+                    std::int64_t inputs, float* y) {
+  for (std::int64_t row = 0; row < rows;) {
+    const auto M = tile_rows(rows - row);
+    const auto tile = x.at_row(row, kBits);
+    for (std::int64_t m = 0; m < M; ++m, ++row, y += kBlock) {
+      for (int n = 0; n < kBlock; ++n) y[n] = 0;
+      const auto* group = block;
+      for (std::int64_t k = 0; k < inputs; k += group_inputs(kBits), group += group_bytes(kBits))
+        for (std::int64_t i = 0; i < group_inputs(kBits); i += ByteRows::summed(kBits, x.group))
+          add_group<kBits>(tile.at_input(k + i, M, kBits), m, M, group, i, y);
+    }
   }
 }
 
-void quantize_row(const float* x, std::int64_t inputs, std::int8_t* values, float* scales,
-                  std::int32_t* minus_sums) {
-  for (std::int64_t group = 0; group < inputs / kGroup; ++group, x += kGroup, values += kGroup) {
+template <int kGroup>
+void quantize_groups(const float* x, std::int64_t inputs, std::int8_t* values, float* scales,
+                     std::int32_t* sums) {
+  for (std::int64_t k = 0; k < inputs; k += kGroup, x += kGroup, values += kGroup, ++scales) {
     const Numbers<kGroup, -127, 127> numbers(x);
     const auto least = scale_of(numbers.largest() / 127);
-    const auto scale = numbers.best<kRowTrials>([&](int i) -> Scale {
+    const auto scale = numbers.template best<kRowTrials>([&](int i) -> Scale {
       return {least.size * kRowFactors[i], least.inverse * kRowInverses[i]};
     });
-    scales[group] = scale.size;
+    *scales = scale.size;
     for (int i = 0; i < kGroup; ++i)
-      if (std::isnan(x[i])) scales[group] = x[i];
-    minus_sums[group] = -numbers.store(scale, values);
+      if (std::isnan(x[i])) *scales = x[i];
+    numbers.store(scale, values);
+    for (int i = 0; i < kGroup; i += 32, ++sums)
+      *sums = std::accumulate(values + i, values + i + 32, 0);
   }
+}
+
+void quantize_row(const float* x, std::int64_t inputs, std::int64_t group, std::int8_t* values,
+                  float* scales, std::int32_t* sums) {
+  (group == 64 ? quantize_groups<64> : quantize_groups<32>)(x, inputs, values, scales, sums);
 }
 
 void pack_rows(const std::uint16_t* weight, std::int64_t stride, std::int64_t rows,
@@ -161,6 +175,10 @@ void rms_norm(const std::uint16_t* x, const std::uint16_t* weight, std::int64_t 
     y[i] = narrowed(widened(weight[i]) * rounded(widened(x[i]) * scale));
 }
 
+void add(const std::uint16_t* x, const std::uint16_t* other, std::int64_t n, std::uint16_t* y) {
+  for (std::int64_t i = 0; i < n; ++i) y[i] = narrowed(widened(x[i]) + widened(other[i]));
+}
+
 float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
 
 void swiglu(const std::uint16_t* gate, const std::uint16_t* up, std::int64_t n, std::uint16_t* y) {
@@ -204,6 +222,7 @@ const Kernels& plain_kernels() {
                                attend_one,
                                store_bfloat16,
                                rms_norm,
+                               add,
                                swiglu,
                                quick_gelu,
                                rotate};

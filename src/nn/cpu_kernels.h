@@ -16,23 +16,41 @@
 namespace llava::nn::cpu {
 
 constexpr std::int64_t kBlock = 64;  // outputs of a block
-constexpr std::int64_t kGroup = 32;  // inputs of a row of x, or of an int4 weight, with one scale
-constexpr std::int64_t kInt8Group = 64;  // inputs of an int8 weight with one scale
+/// Inputs of a weight with one scale, and the bytes of such a group of a block.
+constexpr std::int64_t group_inputs(int bits) { return bits == 8 ? 64 : 32; }
+constexpr std::int64_t group_bytes(int bits) {
+  return 2 * kBlock + group_inputs(bits) * kBlock * bits / 8;
+}
 
-constexpr std::int64_t kInt8GroupBytes = 2 * kBlock + kInt8Group * kBlock;
-constexpr std::int64_t kInt4GroupBytes = 2 * kBlock + kGroup * kBlock / 2;
+/// Rows go together in tiles: of six while there are as many, then of four, two and one.
+constexpr std::int64_t tile_rows(std::int64_t left) {
+  return left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+}
 
-/// Rows of x as bytes: values [M, K], and per row and group of 32 inputs [M, K/32] the scale and
-/// the sum of the values, negative.
+/// Rows of x as bytes, K a multiple of 64, tile behind tile. A tile of M rows has values
+/// [K/4][M][4], scales [K/G][M] and where sums of products begin, [K/S][M]: at what takes away
+/// again what was added to the weights.
 struct ByteRows {
   const std::int8_t* values;
   const float* scales;
-  const std::int32_t* minus_sums;
+  const std::int32_t* starts;
+  std::int64_t inputs;  // K
+  std::int64_t group;   // G, 32 or 64: inputs with one scale
 
-  /// What begins with another row and input.
-  ByteRows from(std::int64_t row, std::int64_t input, std::int64_t inputs) const {
-    const auto group = (row * inputs + input) / kGroup;
-    return {values + row * inputs + input, scales + group, minus_sums + group};
+  /// S: inputs whose products are summed before they are scaled.
+  static constexpr std::int64_t summed(int bits, std::int64_t group) {
+    return group < group_inputs(bits) ? group : group_inputs(bits);
+  }
+
+  /// What begins with the tile of another row.
+  ByteRows at_row(std::int64_t row, int bits) const {
+    return {values + row * inputs, scales + row * inputs / group,
+            starts + row * inputs / summed(bits, group), inputs, group};
+  }
+  /// What begins with other inputs of a tile of M rows.
+  ByteRows at_input(std::int64_t input, std::int64_t M, int bits) const {
+    return {values + input * M, scales + input / group * M,
+            starts + input / summed(bits, group) * M, inputs, group};
   }
 };
 
@@ -68,15 +86,16 @@ struct Kernels {
   void (*multiply_bfloat16)(const std::uint16_t* x, std::int64_t x_stride, std::int64_t rows,
                             const std::uint16_t* block, std::int64_t inputs, float* y,
                             std::int64_t y_stride);
+  /// The same of whole tiles of bytes.
   void (*multiply_int8)(const ByteRows& x, std::int64_t rows, const std::uint8_t* block,
-                        std::int64_t inputs, float* y, std::int64_t y_stride);
+                        std::int64_t inputs, float* y);
   void (*multiply_int4)(const ByteRows& x, std::int64_t rows, const std::uint8_t* block,
-                        std::int64_t inputs, float* y, std::int64_t y_stride);
+                        std::int64_t inputs, float* y);
 
-  /// One row of K numbers to bytes: per group the scale of some from max|x| / 127 on that errs
-  /// least; not a number where one of the group is none.
-  void (*quantize_row)(const float* x, std::int64_t inputs, std::int8_t* values, float* scales,
-                       std::int32_t* minus_sums);
+  /// One row of K numbers to bytes: per group of 32 or 64 the scale of some from max|x| / 127 on
+  /// that errs least; not a number where one of the group is none. `sums` [K/32] are the values'.
+  void (*quantize_row)(const float* x, std::int64_t inputs, std::int64_t group, std::int8_t* values,
+                       float* scales, std::int32_t* sums);
   void (*widen_row)(const std::uint16_t* x, std::int64_t n, float* y);
 
   /// Up to 64 rows of a weight [rows, K] into a block; missing rows are zeros.
@@ -100,9 +119,11 @@ struct Kernels {
                          std::int64_t outputs, const float* bias, std::uint16_t* to,
                          std::int64_t to_stride);
 
-  // One row each, of bfloat16 numbers. What an operation of its own would round is rounded here.
+  // One row each, of bfloat16 numbers; y may be x. What an operation of its own would round is
+  // rounded here.
   void (*rms_norm)(const std::uint16_t* x, const std::uint16_t* weight, std::int64_t width,
                    float eps, std::uint16_t* y);
+  void (*add)(const std::uint16_t* x, const std::uint16_t* other, std::int64_t n, std::uint16_t* y);
   void (*swiglu)(const std::uint16_t* gate, const std::uint16_t* up, std::int64_t n,
                  std::uint16_t* y);
   void (*quick_gelu)(const std::uint16_t* x, std::int64_t n, std::uint16_t* y);

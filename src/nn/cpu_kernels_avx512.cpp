@@ -236,6 +236,13 @@ void rms_norm(const std::uint16_t* x, const std::uint16_t* weight, std::int64_t 
   }
 }
 
+void add(const std::uint16_t* x, const std::uint16_t* other, std::int64_t n, std::uint16_t* y) {
+  for (std::int64_t i = 0; i < n; i += 16) {
+    const auto mask = first_lanes(n - i);
+    store_bfloat16(y + i, _mm512_add_ps(widen(x + i, mask), widen(other + i, mask)), mask);
+  }
+}
+
 void swiglu(const std::uint16_t* gate, const std::uint16_t* up, std::int64_t n, std::uint16_t* y) {
   for (std::int64_t i = 0; i < n; i += 16) {
     const auto mask = first_lanes(n - i);
@@ -284,6 +291,7 @@ const Kernels* avx512_kernels() {
                                attend_one,
                                store_rows,
                                rms_norm,
+                               add,
                                swiglu,
                                quick_gelu,
                                rotate};

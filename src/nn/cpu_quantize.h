@@ -150,15 +150,11 @@ struct Numbers {
     return sum_of(squares);
   }
 
-  /// The multiples as bytes; returns their sum.
-  std::int32_t store(Scale scale, std::int8_t* to) const {
-    Lanes whole[N / kLanes], sums = {};
+  /// The multiples as bytes.
+  void store(Scale scale, std::int8_t* to) const {
+    Lanes whole[N / kLanes];
     multiples(scale.inverse, whole);
-    for (int i = 0; i < N / kLanes; ++i) {
-      store_lanes(whole[i], to + i * kLanes);
-      sums += whole[i];
-    }
-    return static_cast<std::int32_t>(sum_of(sums));
+    for (int i = 0; i < N / kLanes; ++i) store_lanes(whole[i], to + i * kLanes);
   }
 };
 
@@ -175,8 +171,8 @@ struct Group {
 
 std::uint16_t bfloat16_of(float x) { return static_cast<std::uint16_t>(bits_of(x) >> 16); }
 
-using Int8Numbers = Numbers<kInt8Group, -127, 127>;
-using Int4Numbers = Numbers<kGroup, -8, 7>;
+using Int8Numbers = Numbers<group_inputs(8), -127, 127>;
+using Int4Numbers = Numbers<group_inputs(4), -8, 7>;
 
 /// The best of eight bfloat16 numbers that keep all in range.
 Scale int8_scale(const Int8Numbers& numbers) {
@@ -209,13 +205,14 @@ float quantize(const float* w, bool is_there, Scale (*choose)(const Numbers&),
 
 void pack_int8(const float* weight, std::int64_t stride, std::int64_t rows, std::int64_t inputs,
                std::uint8_t* block) {
-  std::int8_t values[kInt8Group];
-  for (std::int64_t k = 0; k < inputs; k += kInt8Group, block += kInt8GroupBytes) {
+  constexpr int kInputs = group_inputs(8);
+  std::int8_t values[kInputs];
+  for (std::int64_t k = 0; k < inputs; k += kInputs, block += group_bytes(8)) {
     const Group group{block};
     for (std::int64_t output = 0; output < kBlock; ++output) {
       const float scale = quantize(weight + output * stride + k, output < rows, int8_scale, values);
       group.set_scale(output, bfloat16_of(scale));
-      for (int i = 0; i < kInt8Group; ++i)
+      for (int i = 0; i < kInputs; ++i)
         group.byte(output, i / 4, i % 4) = static_cast<std::uint8_t>(128 + values[i]);
     }
   }
@@ -223,15 +220,16 @@ void pack_int8(const float* weight, std::int64_t stride, std::int64_t rows, std:
 
 void pack_int4(const float* weight, std::int64_t stride, std::int64_t rows, std::int64_t inputs,
                std::uint8_t* block) {
-  std::int8_t values[kGroup];
-  for (std::int64_t k = 0; k < inputs; k += kGroup, block += kInt4GroupBytes) {
+  constexpr int kInputs = group_inputs(4);
+  std::int8_t values[kInputs];
+  for (std::int64_t k = 0; k < inputs; k += kInputs, block += group_bytes(4)) {
     const Group group{block};
     for (std::int64_t output = 0; output < kBlock; ++output) {
       const float scale = quantize(weight + output * stride + k, output < rows, int4_scale, values);
       group.set_scale(output, bfloat16_of(scale));
-      for (int i = 0; i < kGroup / 2; ++i)
+      for (int i = 0; i < kInputs / 2; ++i)
         group.byte(output, i / 4, i % 4) =
-            static_cast<std::uint8_t>((8 + values[i]) | (8 + values[i + kGroup / 2]) << 4);
+            static_cast<std::uint8_t>((8 + values[i]) | (8 + values[i + kInputs / 2]) << 4);
     }
   }
 }
