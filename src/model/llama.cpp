@@ -2,6 +2,7 @@
 
 #include "llava/base/check.h"
 #include "llava/nn/activation.h"
+#include "llava/nn/packed.h"
 
 namespace llava::model {
 namespace {
@@ -33,6 +34,11 @@ nn::RotaryConfig rotary_config(const LlamaConfig& config) {
   return rotary;
 }
 
+/// The wanted rows of x [T, D], or all.
+Tensor chosen(const Tensor& x, const Tensor& wanted) {
+  return wanted.defined() ? x.index_select(0, wanted) : x;
+}
+
 }  // namespace
 
 LlamaAttentionImpl::LlamaAttentionImpl(const LlamaConfig& config,
@@ -57,7 +63,7 @@ Tensor LlamaAttentionImpl::forward(const nn::Made& x, const LlamaContext& contex
   const auto k = nn::rotate(projected[1].view({T, kv_heads, head_dim}), context.cos, context.sin);
   const auto v = projected[2].view({T, kv_heads, head_dim});
   const auto y = nn::attention(q, k, v, context.rows, layer);  // [T, H, E]
-  return o_proj(y.reshape({T, heads * head_dim}));
+  return o_proj(chosen(y.reshape({T, heads * head_dim}), context.wanted));
 }
 
 LlamaMlpImpl::LlamaMlpImpl(const LlamaConfig& config, const torch::TensorOptions& options) {
@@ -92,7 +98,8 @@ Tensor LlamaLayerImpl::forward(const Tensor& x, const LlamaContext& context, std
     };
     return {make, {input}, context.keeps_cheap};
   };
-  const auto y = x + self_attn->forward(normed(input_layernorm, x), context, layer);
+  const auto attended = self_attn->forward(normed(input_layernorm, x), context, layer);
+  const auto y = chosen(x, context.wanted) + attended;
   return y + mlp->forward(normed(post_attention_layernorm, y));
 }
 
@@ -107,7 +114,7 @@ LlamaImpl::LlamaImpl(const LlamaConfig& config, const torch::TensorOptions& opti
 }
 
 Tensor LlamaImpl::forward(const Tensor& embeds, const std::vector<std::int64_t>& starts,
-                          const std::vector<nn::KvCache*>& caches) {
+                          const std::vector<nn::KvCache*>& caches, const Tensor& wanted) {
   expect(!starts.empty() && starts.back() == embeds.size(0), Fault::usage,
          "the rows of the batch end at ", starts.empty() ? 0 : starts.back(), " but there are ",
          embeds.size(0), " tokens");
@@ -123,13 +130,15 @@ Tensor LlamaImpl::forward(const Tensor& embeds, const std::vector<std::int64_t>&
            config.sliding_window,
            ", beyond which its attention is not implemented; "
            "shorten the input or use a model without sliding_window");
+  const nn::CoarseInputs coarse(!caches.empty() && rows->longest > 1);
   const auto [cos, sin] = rotary_.rows(starts, rows->first, embeds.options());
 
   auto x = embeds;
   for (std::int64_t i = 0; i < config.num_hidden_layers; ++i) {
     const bool keeps_cheap = recompute != nn::Recompute::selective;
-    const auto block = [this, i, rows, cos = cos, sin = sin, keeps_cheap](const Tensor& y) {
-      return layers->at<LlamaLayerImpl>(i).forward(y, {*rows, cos, sin, keeps_cheap}, i);
+    const auto given = i + 1 == config.num_hidden_layers ? wanted : Tensor();
+    const auto block = [this, i, rows, cos = cos, sin = sin, given, keeps_cheap](const Tensor& y) {
+      return layers->at<LlamaLayerImpl>(i).forward(y, {*rows, cos, sin, given, keeps_cheap}, i);
     };
     if (before_layer) before_layer(i, x);
     x = recompute == nn::Recompute::full

@@ -146,8 +146,12 @@ Spliced LlavaImpl::embed(const input::Batch& batch) {
 
 nn::TokenLoss LlavaImpl::token_loss(const input::Batch& batch) {
   const auto rows = embed(batch);
-  const auto hidden = llama->forward(rows.embeds, rows.starts);
-  auto loss = nn::next_token_loss(hidden, head_weight(), rows.labels, rows.starts);
+  const auto targets = nn::learned_targets(rows.labels, rows.starts);
+  const bool learns = targets.positions.size(0) > 0;
+  const auto learned = targets.positions.to(rows.embeds.device(), /*non_blocking=*/true);
+  const auto hidden = llama->forward(rows.embeds, rows.starts, {}, learns ? learned : Tensor());
+  auto loss =
+      nn::token_loss(learns ? hidden : hidden.slice(0, 0, 0), head_weight(), targets.tokens);
   if (loss.sum.requires_grad() || !torch::GradMode::is_enabled()) return loss;
   // Text alone while only the projector learns: backward must still be possible, with zeros.
   for (const auto& parameter : parameters()) {

@@ -77,40 +77,32 @@ Sums chunked_cross_entropy(const Tensor& hidden, const Tensor& weight, const Ten
 /// Gradients are made in forward, while the logits are there, and scaled in backward.
 struct TokenLossFunction : torch::autograd::Function<TokenLossFunction> {
   static variable_list forward(AutogradContext* context, const Tensor& hidden, const Tensor& weight,
-                               const Tensor& positions, const Tensor& tokens, std::int64_t chunk,
-                               bool is_recorded) {
+                               const Tensor& tokens, std::int64_t chunk, bool is_recorded) {
     const bool wants_hidden = is_recorded && hidden.requires_grad();
     const bool wants_weight = is_recorded && weight.requires_grad();
     const PartOfTraining part(is_recorded);
-    const auto sums = chunked_cross_entropy(hidden.index_select(0, positions), weight, tokens,
-                                            chunk, wants_hidden, wants_weight);
-    context->saved_data["T"] = hidden.size(0);
+    const auto sums =
+        chunked_cross_entropy(hidden, weight, tokens, chunk, wants_hidden, wants_weight);
     context->save_for_backward(
         {sums.grad_hidden,
          sums.grad_weight.defined() ? sums.grad_weight.to(weight.scalar_type()) : Tensor(),
-         positions, weight});
+         weight});
     context->mark_non_differentiable({sums.each});
     return {sums.sum, sums.each};
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const auto saved = context->get_saved_variables();
-    const auto &selected = saved[0], &grad_weight = saved[1], &positions = saved[2];
+    const auto &grad_hidden = saved[0], &grad_weight = saved[1], &weight = saved[2];
     // A product with a 0-dimensional tensor keeps the scale in fp32 and the result's type.
-    Tensor grad_hidden;
-    if (selected.defined()) {
-      grad_hidden =
-          torch::zeros({context->saved_data["T"].toInt(), selected.size(1)}, selected.options());
-      grad_hidden.index_copy_(0, positions, selected * grads[0]);
-    }
-    Tensor scaled;
-    const auto& weight = saved[3];
+    Tensor scaled_hidden, scaled;
+    if (grad_hidden.defined()) scaled_hidden = grad_hidden * grads[0];
     if (grad_weight.defined() && weight.scalar_type() == torch::kFloat32 && adds_in_place(weight)) {
       weight.grad().addcmul_(grad_weight, grads[0]);
     } else if (grad_weight.defined()) {
       scaled = grad_weight * grads[0];
     }
-    return {grad_hidden, scaled, Tensor(), Tensor(), Tensor(), Tensor()};
+    return {scaled_hidden, scaled, Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -130,16 +122,21 @@ Targets learned_targets(const torch::Tensor& labels, const std::vector<std::int6
   return {torch::tensor(positions, torch::kInt64), torch::tensor(tokens, torch::kInt64)};
 }
 
+TokenLoss token_loss(const torch::Tensor& hidden, const torch::Tensor& weight,
+                     const torch::Tensor& tokens, std::int64_t chunk) {
+  const auto fitting = kChunkBytes / static_cast<std::int64_t>(sizeof(float)) / weight.size(0);
+  const auto losses = TokenLossFunction::apply(
+      hidden, weight, tokens.to(hidden.device(), /*non_blocking=*/true),
+      std::max<std::int64_t>(1, chunk > 0 ? chunk : fitting), torch::GradMode::is_enabled());
+  return {losses[0], tokens.size(0), losses[1]};
+}
+
 TokenLoss next_token_loss(const torch::Tensor& hidden, const torch::Tensor& weight,
                           const torch::Tensor& labels, const std::vector<std::int64_t>& starts,
                           std::int64_t chunk) {
   const auto targets = learned_targets(labels, starts);
-  const auto fitting = kChunkBytes / static_cast<std::int64_t>(sizeof(float)) / weight.size(0);
-  const auto losses = TokenLossFunction::apply(
-      hidden, weight, targets.positions.to(hidden.device(), /*non_blocking=*/true),
-      targets.tokens.to(hidden.device(), /*non_blocking=*/true),
-      std::max<std::int64_t>(1, chunk > 0 ? chunk : fitting), torch::GradMode::is_enabled());
-  return {losses[0], targets.positions.size(0), losses[1]};
+  const auto positions = targets.positions.to(hidden.device(), /*non_blocking=*/true);
+  return token_loss(hidden.index_select(0, positions), weight, targets.tokens, chunk);
 }
 
 }  // namespace llava::nn

@@ -107,8 +107,11 @@ double layer_flops(const model::LlamaConfig& t, const Work& work) {
   const auto heads = static_cast<double>(t.num_attention_heads * t.head_dim);
   const auto kv = static_cast<double>(t.num_key_value_heads * t.head_dim);
   const auto L = static_cast<double>(t.num_hidden_layers);
-  const double per_token = L * (2 * D * heads + 2 * D * kv + 3 * D * F);  // multiply-adds
-  return 2 * per_token * work.tokens + 4 * work.pairs * heads * L;
+  // Multiply-adds of a token in a layer: what makes queries, keys and values, and what comes behind
+  // attention, which the last layer needs only where an output is.
+  const double before = D * heads + 2 * D * kv, behind = D * heads + 3 * D * F;
+  return 2 * work.tokens * (L * before + (L - 1) * behind) + 2 * work.learned * behind +
+         4 * work.pairs * heads * L;
 }
 
 double useful_flops(const model::LlavaConfig& config, const Learning& learning, const Work& work) {

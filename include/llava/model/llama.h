@@ -20,13 +20,14 @@ namespace llava::model {
 struct LlamaContext {
   const nn::Rows& rows;
   torch::Tensor cos, sin;   // [T, E/2]
+  torch::Tensor wanted;     // [W] the tokens whose output the layer gives; undefined: all
   bool keeps_cheap = true;  // false: norm outputs and activation products are made again
 };
 
 struct LlamaAttentionImpl : torch::nn::Module {
   LlamaAttentionImpl(const LlamaConfig& config, const torch::TensorOptions& options);
   torch::Tensor forward(const nn::Made& x, const LlamaContext& context,
-                        std::int64_t layer);  // [T, D] -> [T, D]
+                        std::int64_t layer);  // [T, D] -> [T or W, D]
 
   std::int64_t heads, kv_heads, head_dim;
   nn::Linear q_proj{nullptr}, k_proj{nullptr}, v_proj{nullptr}, o_proj{nullptr};
@@ -45,7 +46,7 @@ TORCH_MODULE(LlamaMlp);
 struct LlamaLayerImpl : torch::nn::Module {
   LlamaLayerImpl(const LlamaConfig& config, const torch::TensorOptions& options);
   torch::Tensor forward(const torch::Tensor& x, const LlamaContext& context,
-                        std::int64_t layer);  // [T, D] -> [T, D]
+                        std::int64_t layer);  // [T, D] -> [T or W, D]
 
   LlamaAttention self_attn{nullptr};
   LlamaMlp mlp{nullptr};
@@ -59,15 +60,20 @@ struct LlamaImpl : torch::nn::Module {
   /// embeds [T, D] of rows beginning at starts [B+1] -> hidden states [T, D] after the final norm.
   /// `caches`: one per row, or empty; a row's positions begin at its cache's length, and the cache
   /// has grown by the row when this returns. Caches need gradients to be off.
+  /// `wanted` [W] int64: the tokens whose hidden states [W, D] are returned, where not all are
+  /// needed: of the others the last layer makes keys and values only.
   /// Throws Error(usage) when starts and embeds disagree, Error(capacity) when a cache is full.
   torch::Tensor forward(const torch::Tensor& embeds, const std::vector<std::int64_t>& starts,
-                        const std::vector<nn::KvCache*>& caches = {});
+                        const std::vector<nn::KvCache*>& caches = {},
+                        const torch::Tensor& wanted = {});
 
   /// Called around every layer in forward, outside of what recompute runs again, with the layer's
-  /// number and the hidden states [T, D] that enter or leave it. Who shards weights gathers and
+  /// number and the hidden states that enter or leave it. Who shards weights gathers and
   /// frees them here, and hooks these tensors to do the same in backward.
   std::function<void(std::int64_t, const torch::Tensor&)> before_layer, after_layer;
   nn::Recompute recompute = nn::Recompute::none;
+
+  const nn::Rotary& rotary() const { return rotary_; }
 
   LlamaConfig config;
   nn::Embedding embed_tokens{nullptr};

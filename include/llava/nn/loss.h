@@ -25,9 +25,13 @@ struct Targets {
 };
 Targets learned_targets(const torch::Tensor& labels, const std::vector<std::int64_t>& starts);
 
-/// hidden [T, D], weight [V, D], labels [T] int64, starts [B+1]. Softmax and sum in fp32. When
-/// nothing is learned the sum is 0 and its gradients are zeros. Logits of at most `chunk` positions
+/// Cross-entropy of hidden [n, D] against `tokens` [n] int64; weight [V, D]. Softmax and sum in
+/// fp32. When n is 0 the sum is 0 and its gradients are zeros. Logits of at most `chunk` positions
 /// exist at a time; 0: as many as take 128 MiB.
+TokenLoss token_loss(const torch::Tensor& hidden, const torch::Tensor& weight,
+                     const torch::Tensor& tokens, std::int64_t chunk = 0);
+
+/// The same of the positions of hidden [T, D] that are learned by labels [T] int64, starts [B+1].
 TokenLoss next_token_loss(const torch::Tensor& hidden, const torch::Tensor& weight,
                           const torch::Tensor& labels, const std::vector<std::int64_t>& starts,
                           std::int64_t chunk = 0);

@@ -23,7 +23,7 @@ Learning learning_of(const model::Llava& model);
 struct Work {
   double tokens = 0;   // after splicing
   double pairs = 0;    // of a token and one it sees
-  double learned = 0;  // positions that go through the output head
+  double learned = 0;  // positions that go through the output head, and the last layer's end
   double tiles = 0;
 };
 Work work_of(const input::Batch& batch);
