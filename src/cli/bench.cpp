@@ -199,10 +199,9 @@ Tensor forward(model::Llava model, const Caches& caches, const model::Spliced& r
     cache.truncate(held);
     pointers.push_back(&cache);
   }
-  const auto hidden = model->llama->forward(rows.embeds, rows.starts, pointers);
   const std::vector<std::int64_t> ends(rows.starts.begin() + 1, rows.starts.end());
-  return model->logits(
-      hidden.index_select(0, torch::tensor(ends, torch::kInt64).sub_(1).to(hidden.device())));
+  const auto last = torch::tensor(ends, torch::kInt64).sub_(1).to(rows.embeds.device());
+  return model->logits(model->llama->forward(rows.embeds, rows.starts, pointers, last));
 }
 
 Caches make_caches(const model::Llava& model, std::int64_t rows, std::int64_t capacity) {
@@ -229,6 +228,20 @@ void add_prefill(std::vector<Task>& tasks, model::Llava model, const input::Batc
                    .run = [=] { return forward(model, caches, prompts, 0); }});
 }
 
+/// One token more for each row behind the `held` tokens that its cache holds: logits [B, V].
+Tensor step(nn::TokenStep& step, const Caches& caches, std::int64_t held, const Tensor& logits) {
+  std::vector<nn::NextToken> tokens;
+  for (std::size_t row = 0; row < caches->size(); ++row) {
+    auto& cache = (*caches)[row];
+    cache.truncate(held);
+    tokens.push_back({.id = 1,
+                      .cache = &cache,
+                      .logits = logits[static_cast<std::int64_t>(row)].data_ptr<float>()});
+  }
+  step.forward(tokens);
+  return logits;
+}
+
 void add_decode(std::vector<Task>& tasks, model::Llava model, const input::Batch& batch) {
   torch::NoGradGuard no_grad;
   const auto prompts = model->embed(batch);
@@ -238,6 +251,11 @@ void add_decode(std::vector<Task>& tasks, model::Llava model, const input::Batch
   model::Spliced next;
   next.embeds = prompts.embeds.narrow(0, 0, rows).clone();
   for (std::int64_t row = 0; row <= rows; ++row) next.starts.push_back(row);
+  std::function<Tensor()> run = [=] { return forward(model, caches, next, length); };
+  if (const auto token_step = model::make_token_step(model)) {
+    const auto logits = torch::empty({rows, model->config.text.vocab_size});
+    run = [=] { return step(*token_step, caches, length, logits); };
+  }
   tasks.push_back({.what = "decode",
                    .batch = rows,
                    .tokens = rows,
@@ -246,7 +264,7 @@ void add_decode(std::vector<Task>& tasks, model::Llava model, const input::Batch
                                                   .learned = static_cast<double>(rows)}),
                    .bytes = decode_bytes(model, rows, length),
                    .limit = "read",
-                   .run = [=] { return forward(model, caches, next, length); }});
+                   .run = run});
 }
 
 void add_train(std::vector<Task>& tasks, model::Llava model, const input::Batch& batch,

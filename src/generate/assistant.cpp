@@ -159,6 +159,7 @@ Assistant load_assistant(const std::string& folder, const AssistantOptions& opti
                       model::choose_template(loaded.model->config, words, options.conv_mode));
   assistant.image = options.image;
   assistant.rows_are_independent = rows_are_independent;
+  assistant.token_step = model::make_token_step(assistant.model);
   assistant.name = model_name(folder);
   if (options.context > assistant.context)
     log::warn("the model was made for ", assistant.context, " tokens; a context of ",

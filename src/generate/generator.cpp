@@ -16,7 +16,9 @@ class Writer {
         text_(assistant.tokenizer(),
               config.ignore_eos ? std::vector<std::string>{} : assistant.stop_strings),
         limit_(static_cast<std::size_t>(limit)),
-        is_done_(limit == 0) {}
+        is_done_(limit == 0) {
+    answer_.ids.reserve(limit_);
+  }
 
   /// Takes the next token; `on_text` sees what became certain.
   void add(std::int64_t id, const OnText& on_text) {
@@ -71,6 +73,15 @@ Answer write_all(Assistant& assistant, const GenerateConfig& config,
   return writer.take();
 }
 
+/// Where a row's logits may be written: its own, or new ones where it shares them or has none.
+float* own_logits(Row& row, std::int64_t vocabulary) {
+  auto& logits = row.logits;
+  const bool is_own = logits.defined() && logits.numel() == vocabulary && logits.is_contiguous() &&
+                      logits.use_count() == 1 && logits.storage().use_count() == 1;
+  if (!is_own) logits = torch::empty({vocabulary}, torch::kFloat32);
+  return logits.data_ptr<float>();
+}
+
 /// Hidden states [n, D] of the rows' tokens: their logits go to the rows.
 void take_logits(Assistant& assistant, const std::vector<Row*>& rows, const torch::Tensor& hidden) {
   const auto logits = assistant.model->logits(hidden).cpu();  // [n, V]
@@ -111,14 +122,27 @@ void prefill(Assistant& assistant, Row& row, const torch::Tensor& embeds,
              const std::vector<std::int64_t>& ids) {
   torch::NoGradGuard no_grad;
   const std::int64_t tokens = embeds.size(0);
-  const auto hidden = assistant.model->llama->forward(embeds, {0, tokens}, {&row.cache});
-  take_logits(assistant, {&row}, hidden.slice(0, tokens - 1));
+  const auto last = torch::tensor({tokens - 1}, embeds.options().dtype(torch::kInt64));
+  take_logits(assistant, {&row},
+              assistant.model->llama->forward(embeds, {0, tokens}, {&row.cache}, last));
   row.seen.insert(row.seen.end(), ids.begin(), ids.end());
 }
 
 void decode(Assistant& assistant, const std::vector<Row*>& rows,
             const std::vector<std::int64_t>& ids, Batching batching) {
   torch::NoGradGuard no_grad;
+  if (assistant.token_step) {  // whose rows are independent
+    thread_local std::vector<nn::NextToken> tokens;
+    tokens.clear();
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      auto& row = *rows[i];
+      tokens.push_back(
+          {ids[i], &row.cache, own_logits(row, assistant.model->config.text.vocab_size)});
+    }
+    assistant.token_step->forward(tokens);
+    for (std::size_t i = 0; i < rows.size(); ++i) rows[i]->seen.push_back(ids[i]);
+    return;
+  }
   if (batching == Batching::exact && rows.size() > 1 && !assistant.rows_are_independent) {
     for (std::size_t i = 0; i < rows.size(); ++i) decode(assistant, {rows[i]}, {ids[i]}, batching);
     return;
@@ -156,9 +180,14 @@ std::vector<Answer> generate(Assistant& assistant, const std::vector<Row*>& rows
   std::vector<Writer> writers;
   for (const auto* row : rows)
     writers.emplace_back(assistant, config, answer_limit(assistant, config, row->cache.length()));
+  for (auto* row : rows)
+    row->seen.reserve(row->seen.size() + static_cast<std::size_t>(
+                                             answer_limit(assistant, config, row->cache.length())));
+  std::vector<Row*> going;
+  std::vector<std::int64_t> ids;
   for (;;) {
-    std::vector<Row*> going;
-    std::vector<std::int64_t> ids;
+    going.clear();
+    ids.clear();
     for (std::size_t i = 0; i < rows.size(); ++i) {
       if (writers[i].is_done()) continue;
       auto& row = *rows[i];

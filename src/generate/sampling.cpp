@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <unordered_set>
 
 namespace llava::generate {
 namespace {
@@ -19,9 +18,17 @@ std::uint64_t split_mix(std::uint64_t& state) {
   return mixed ^ (mixed >> 31);
 }
 
-/// exp(logit - largest), 0 for what was removed.
-std::vector<double> weights_of(std::span<const float> logits, float largest) {
-  std::vector<double> weights(logits.size());
+/// Room of a thread for one use, kept for its next token.
+template <class T, class Use>
+std::vector<T>& kept() {
+  static thread_local std::vector<T> room;
+  return room;
+}
+
+/// exp(logit - largest), 0 for what was removed; until the next call.
+const std::vector<double>& weights_of(std::span<const float> logits, float largest) {
+  auto& weights = kept<double, struct Weights>();
+  weights.resize(logits.size());
   std::transform(logits.begin(), logits.end(), weights.begin(),
                  [&](float logit) { return std::exp(static_cast<double>(logit) - largest); });
   return weights;
@@ -30,7 +37,8 @@ std::vector<double> weights_of(std::span<const float> logits, float largest) {
 /// Tokens as likely as the k-th likeliest stay, ties among them.
 void keep_top_k(std::span<float> logits, std::int64_t k) {
   if (k <= 0 || k >= static_cast<std::int64_t>(logits.size())) return;
-  std::vector<float> order(logits.begin(), logits.end());
+  auto& order = kept<float, struct TopK>();
+  order.assign(logits.begin(), logits.end());
   std::nth_element(order.begin(), order.begin() + (k - 1), order.end(), std::greater<>());
   const float least = order[static_cast<std::size_t>(k - 1)];
   for (float& logit : logits)
@@ -40,12 +48,15 @@ void keep_top_k(std::span<float> logits, std::int64_t k) {
 /// Removes the unlikeliest tokens while they add up to at most 1 - p; one always stays.
 void keep_top_p(std::span<float> logits, double p) {
   if (p >= 1) return;
-  std::vector<std::size_t> order;  // what is left, unlikeliest first
+  auto& order = kept<std::size_t, struct TopP>();  // what is left, unlikeliest first
+  order.clear();
+  order.reserve(logits.size());
   for (std::size_t id = 0; id < logits.size(); ++id)
     if (logits[id] != kRemoved) order.push_back(id);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t a, std::size_t b) { return logits[a] < logits[b]; });
-  const auto weights = weights_of(logits, logits[order.back()]);
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return logits[a] < logits[b] || (logits[a] == logits[b] && a < b);
+  });
+  const auto& weights = weights_of(logits, logits[order.back()]);
   double total = 0, sum = 0;
   for (const std::size_t id : order) total += weights[id];
   order.pop_back();
@@ -84,7 +95,11 @@ double Random::uniform() { return static_cast<double>(split_mix(state_) >> 11) *
 
 void penalize(std::span<float> logits, std::span<const std::int64_t> seen, double penalty) {
   if (penalty == 1) return;
-  const std::unordered_set<std::int64_t> ids(seen.begin(), seen.end());
+  auto& ids = kept<std::int64_t, struct Seen>();
+  if (ids.capacity() < seen.size()) ids.reserve(2 * seen.size());
+  ids.assign(seen.begin(), seen.end());
+  std::sort(ids.begin(), ids.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
   for (const std::int64_t id : ids) {
     if (id < 0 || id >= static_cast<std::int64_t>(logits.size())) continue;
     float& logit = logits[static_cast<std::size_t>(id)];
@@ -114,7 +129,7 @@ std::int64_t likeliest(std::span<const float> logits) {
 
 std::int64_t draw(std::span<const float> logits, Random& random) {
   const std::int64_t best = likeliest(logits);
-  const auto weights = weights_of(logits, logits[static_cast<std::size_t>(best)]);
+  const auto& weights = weights_of(logits, logits[static_cast<std::size_t>(best)]);
   double total = 0;
   for (const double weight : weights) total += weight;
   double left = random.uniform() * total;

@@ -12,10 +12,6 @@ namespace {
 
 using torch::Tensor;
 
-float scale_of(std::int64_t head_size) {
-  return static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_size)));
-}
-
 /// Keys and values [L, E] of one head, packed for as many queries as there are.
 struct PackedHead {
   void pack(const std::uint16_t* k, std::int64_t k_stride, const std::uint16_t* v,
@@ -37,6 +33,10 @@ struct PackedHead {
 Tensor with_whole_rows(const Tensor& x) { return x.stride(-1) == 1 ? x : x.contiguous(); }
 
 }  // namespace
+
+float attention_scale(std::int64_t head_size) {
+  return static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_size)));
+}
 
 bool has_cpu_attention(const torch::Tensor& q) { return has_cpu_kernels(q) && q.size(-1) % 2 == 0; }
 
@@ -65,7 +65,7 @@ torch::Tensor cpu_attention(const torch::Tensor& q_, const torch::Tensor& k_,
                                .num_keys = L,
                                .first = first,
                                .is_causal = is_causal,
-                               .scale = scale_of(E),
+                               .scale = attention_scale(E),
                                .output = to + (n * T * H + head) * E,
                                .output_stride = H * E},
                               scratch.data());
@@ -90,7 +90,7 @@ torch::Tensor cpu_attention_of_one(const torch::Tensor& q_, const torch::Tensor&
                                  .keys = bfloat16_bits(keys) + head * keys.stride(0),
                                  .values = bfloat16_bits(values) + head * values.stride(0),
                                  .num_keys = L,
-                                 .scale = scale_of(E),
+                                 .scale = attention_scale(E),
                                  .output = to + head * groups * E,
                                  .weights = weights.data()});
   });

@@ -9,6 +9,9 @@ namespace llava::nn {
 /// Whether attention of these queries is done here.
 bool has_cpu_attention(const torch::Tensor& q);
 
+/// What scores of heads of a size are multiplied with.
+float attention_scale(std::int64_t head_size);
+
 /// q [N, T, H, E], k and v [N, L, K, E] of any strides but the last -> [N, T, H, E]. Query t sees
 /// keys 0 ... first + t, or every key.
 torch::Tensor cpu_attention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,

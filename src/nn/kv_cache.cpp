@@ -13,13 +13,17 @@ KvCache::KvCache(std::int64_t layers, std::int64_t heads, std::int64_t head_size
   }
 }
 
+void KvCache::expect_room(std::int64_t tokens) const {
+  expect(length_ + tokens <= capacity_, Fault::capacity, "the conversation has ", length_ + tokens,
+         " tokens but its cache holds ", capacity_,
+         "; start a new conversation or raise the context size");
+}
+
 std::pair<torch::Tensor, torch::Tensor> KvCache::append(std::int64_t layer,
                                                         const torch::Tensor& keys,
                                                         const torch::Tensor& values) {
+  expect_room(keys.size(1));
   const auto end = length_ + keys.size(1);
-  expect(end <= capacity_, Fault::capacity, "the conversation has ", end,
-         " tokens but its cache holds ", capacity_,
-         "; start a new conversation or raise the context size");
   auto &all_keys = keys_.at(layer), &all_values = values_.at(layer);
   all_keys.slice(1, length_, end).copy_(keys);
   all_values.slice(1, length_, end).copy_(values);

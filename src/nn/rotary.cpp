@@ -96,27 +96,42 @@ torch::Tensor inverse_frequencies(const RotaryConfig& config, std::int64_t lengt
   return plain_frequencies(config.theta, config.head_dim);
 }
 
+void Rotary::grow(std::int64_t longest, const torch::TensorOptions& options) {
+  if (cos_.defined() && cos_.size(0) >= longest && cos_.device() == options.device() &&
+      cos_.dtype() == options.dtype())
+    return;
+  const std::int64_t grown = std::max<std::int64_t>(256, longest + longest / 2);
+  const auto [cos, sin] = table(inverse_frequencies(config_, 0), 0, grown);
+  cos_ = cos.to(options);
+  sin_ = sin.to(options);
+}
+
+std::pair<std::span<const std::uint16_t>, std::span<const std::uint16_t>> Rotary::bfloat16_row(
+    std::int64_t position) {
+  const auto half = config_.head_dim / 2;
+  const auto row = [half](const Tensor& all, std::int64_t i) -> std::span<const std::uint16_t> {
+    return {bfloat16_bits(all) + i * half, static_cast<std::size_t>(half)};
+  };
+  if (is_scaled_by_length(position + 1)) {
+    last_ = rows({0, 1}, {position}, torch::kBFloat16);
+    return {row(last_.first, 0), row(last_.second, 0)};
+  }
+  grow(position + 1, torch::kBFloat16);
+  return {row(cos_, position), row(sin_, position)};
+}
+
 std::pair<torch::Tensor, torch::Tensor> Rotary::rows(const std::vector<std::int64_t>& starts,
                                                      const std::vector<std::int64_t>& first,
                                                      const torch::TensorOptions& options) {
-  const auto placed = [&](const std::pair<Tensor, Tensor>& float_table) {
-    cos_ = float_table.first.to(options);
-    sin_ = float_table.second.to(options);
-  };
   std::int64_t longest = 0;
   for (std::size_t row = 0; row < first.size(); ++row)
     longest = std::max(longest, first[row] + starts[row + 1] - starts[row]);
-  const bool fits = cos_.defined() && cos_.size(0) >= longest &&
-                    cos_.device() == options.device() && cos_.dtype() == options.dtype();
-  if (!fits) {
-    const std::int64_t grown = std::max<std::int64_t>(256, longest + longest / 2);
-    placed(table(inverse_frequencies(config_, 0), 0, grown));
-  }
+  grow(longest, options);
 
   std::vector<Tensor> cosines, sines;
   for (std::size_t row = 0; row < first.size(); ++row) {
     const auto begin = first[row], end = begin + starts[row + 1] - starts[row];
-    if (config_.scaling == RotaryConfig::Scaling::dynamic && end > config_.max_positions) {
+    if (is_scaled_by_length(end)) {
       const auto [cos, sin] = table(inverse_frequencies(config_, end), begin, end);
       cosines.push_back(cos.to(options));
       sines.push_back(sin.to(options));

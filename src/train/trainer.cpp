@@ -360,11 +360,13 @@ void Trainer::save() {
   writer_->save(now, [step = now.step] { log::info("saved checkpoint-", step); });
   saved_step_ = progress_.step;
   rollbacks_ = 0;
+  const double stopped = seconds_now() - began;
   if (metrics_) {
-    metrics_->line("save", progress_.step, {{"path", "checkpoint-" + std::to_string(now.step)}});
+    metrics_->line("save", progress_.step,
+                   {{"path", "checkpoint-" + std::to_string(now.step)}, {"stop_time", stopped}});
     metrics_->draw();
   }
-  interval_.began += seconds_now() - began;
+  interval_.began += stopped;
 }
 
 /// The checkpoint that rank 0 chose and verified; one of step 0 where there is none.

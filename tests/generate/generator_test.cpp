@@ -186,6 +186,7 @@ TEST(Generator, ExactBatchesGiveTheSameBitsInEveryDtype) {
     }
     auto assistant = make_assistant(model);
     assistant.rows_are_independent = rows_are_independent;
+    if (bits > 0) assistant.token_step = model::make_token_step(model);
     const auto prompts = mixed_prompts(assistant);
     std::vector<Row> rows, alone;
     std::vector<Row*> all;

@@ -4,6 +4,7 @@
 
 #include "llava/input/encoder.h"
 #include "llava/model/pretrained.h"
+#include "llava/model/token_step.h"
 
 #include <list>
 #include <string>
@@ -63,6 +64,7 @@ struct Assistant {
   FeatureCache features;
   media::ImageOptions image;          // how pictures are read
   bool rows_are_independent = false;  // a product's rows do not depend on the rows beside them
+  std::shared_ptr<nn::TokenStep> token_step;  // decode without tensors; nullptr where not possible
 
   const text::Tokenizer& tokenizer() const { return encoder.tokenizer(); }
 };

@@ -18,6 +18,13 @@ class KvCache {
   std::pair<torch::Tensor, torch::Tensor> append(std::int64_t layer, const torch::Tensor& keys,
                                                  const torch::Tensor& values);
 
+  /// Throws Error(capacity) unless `tokens` more can be kept.
+  void expect_room(std::int64_t tokens) const;
+
+  /// A layer's whole room, [K, capacity, E], of which the first length() tokens are kept.
+  const torch::Tensor& keys(std::int64_t layer) const { return keys_.at(layer); }
+  const torch::Tensor& values(std::int64_t layer) const { return values_.at(layer); }
+
   /// Tokens kept. advance() is called once per forward, after all layers appended.
   std::int64_t length() const { return length_; }
   std::int64_t capacity() const { return capacity_; }

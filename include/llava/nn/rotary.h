@@ -5,6 +5,7 @@
 
 #include "llava/torch.h"
 
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -29,7 +30,7 @@ torch::Tensor inverse_frequencies(const RotaryConfig& config, std::int64_t lengt
 /// Cosines and sines of positions 0, 1, ..., kept and grown as longer rows come.
 class Rotary {
  public:
-  explicit Rotary(const RotaryConfig& config) : config_(config) {}
+  explicit Rotary(const RotaryConfig& config = {}) : config_(config) {}
 
   /// [T, E/2] each, for rows whose tokens have positions first[i], first[i] + 1, ...; `starts`
   /// [B+1].
@@ -37,9 +38,20 @@ class Rotary {
                                                const std::vector<std::int64_t>& first,
                                                const torch::TensorOptions& options);
 
+  /// Those of one position as bfloat16 numbers' bits, [E/2] each, which last until the next call.
+  /// Nothing is allocated but to grow, and where `dynamic` scaling is at work.
+  std::pair<std::span<const std::uint16_t>, std::span<const std::uint16_t>> bfloat16_row(
+      std::int64_t position);
+
  private:
+  void grow(std::int64_t longest, const torch::TensorOptions& options);
+  bool is_scaled_by_length(std::int64_t length) const {
+    return config_.scaling == RotaryConfig::Scaling::dynamic && length > config_.max_positions;
+  }
+
   RotaryConfig config_;
-  torch::Tensor cos_, sin_;  // [P, E/2] of the last options asked for
+  torch::Tensor cos_, sin_;                       // [P, E/2] of the last options asked for
+  std::pair<torch::Tensor, torch::Tensor> last_;  // a scaled row
 };
 
 /// Rotates x [T, H, E] by cos, sin [T, E/2].
