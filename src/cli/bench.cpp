@@ -359,9 +359,13 @@ void print_table(const Json& report) {
     std::printf("\n");
   }
   if (report.contains("logit_error"))
-    std::printf("logits with %ld-bit weights against %s ones: off by %.2f%% of their norm\n",
-                report["bits"].get<long>(), report["dtype"].get<std::string>().c_str(),
-                100 * report["logit_error"].get<double>());
+    std::printf(
+        "logits with %ld-bit weights against %s ones: off by %.2f%% of their norm in a prompt, "
+        "whose "
+        "products take 8-bit inputs, by %.2f%% in decode\n",
+        report["bits"].get<long>(), report["dtype"].get<std::string>().c_str(),
+        100 * report["logit_error"].get<double>(),
+        100 * report["decode_logit_error"].get<double>());
 }
 
 }  // namespace
@@ -410,7 +414,10 @@ int bench(const std::vector<std::string>& words) {
   }
   measure(tasks, config.repetitions);
   Json result = report(tasks, config, model);
-  if (error) result["logit_error"] = error->now();
+  if (error) {
+    result["logit_error"] = error->of_prompt();
+    result["decode_logit_error"] = error->of_decode();
+  }
   if (!config.compare.empty()) compare(result, earlier, config.compare);
   if (args.common().json) {
     std::fputs(json_text(result).c_str(), stdout);

@@ -55,15 +55,15 @@ LlamaAttentionImpl::LlamaAttentionImpl(const LlamaConfig& config,
                            nn::Linear(heads * head_dim, D, config.attention_output_bias, options));
 }
 
-Tensor LlamaAttentionImpl::forward(const nn::Made& x, const LlamaContext& context,
-                                   std::int64_t layer) {
+Tensor LlamaAttentionImpl::forward(const Tensor& residual, const nn::Made& x,
+                                   const LlamaContext& context, std::int64_t layer) {
   const auto T = x.inputs[0].size(0);
   const auto projected = nn::linears({q_proj, k_proj, v_proj}, x);
   const auto q = nn::rotate(projected[0].view({T, heads, head_dim}), context.cos, context.sin);
   const auto k = nn::rotate(projected[1].view({T, kv_heads, head_dim}), context.cos, context.sin);
   const auto v = projected[2].view({T, kv_heads, head_dim});
   const auto y = nn::attention(q, k, v, context.rows, layer);  // [T, H, E]
-  return o_proj(chosen(y.reshape({T, heads * head_dim}), context.wanted));
+  return nn::add_linear(residual, o_proj, chosen(y.reshape({T, heads * head_dim}), context.wanted));
 }
 
 LlamaMlpImpl::LlamaMlpImpl(const LlamaConfig& config, const torch::TensorOptions& options) {
@@ -73,12 +73,14 @@ LlamaMlpImpl::LlamaMlpImpl(const LlamaConfig& config, const torch::TensorOptions
   down_proj = register_module("down_proj", nn::Linear(F, D, config.mlp_bias, options));
 }
 
-Tensor LlamaMlpImpl::forward(const nn::Made& x) {
+Tensor LlamaMlpImpl::forward(const Tensor& residual, const nn::Made& x) {
+  if (const auto gated = nn::gated_linears(gate_proj, up_proj, x); gated.defined())
+    return nn::add_linear(residual, down_proj, gated);
   const auto projected = nn::linears({gate_proj, up_proj}, x);
   const auto swiglu = [](const std::vector<Tensor>& gate_up) -> Tensor {
     return nn::swiglu(gate_up[0], gate_up[1]);
   };
-  return nn::linears({down_proj}, {swiglu, projected, x.is_kept})[0];
+  return nn::add_linear(residual, down_proj, {swiglu, projected, x.is_kept});
 }
 
 LlamaLayerImpl::LlamaLayerImpl(const LlamaConfig& config, const torch::TensorOptions& options) {
@@ -98,9 +100,9 @@ Tensor LlamaLayerImpl::forward(const Tensor& x, const LlamaContext& context, std
     };
     return {make, {input}, context.keeps_cheap};
   };
-  const auto attended = self_attn->forward(normed(input_layernorm, x), context, layer);
-  const auto y = chosen(x, context.wanted) + attended;
-  return y + mlp->forward(normed(post_attention_layernorm, y));
+  const auto y =
+      self_attn->forward(chosen(x, context.wanted), normed(input_layernorm, x), context, layer);
+  return mlp->forward(y, normed(post_attention_layernorm, y));
 }
 
 LlamaImpl::LlamaImpl(const LlamaConfig& config, const torch::TensorOptions& options)
@@ -130,7 +132,7 @@ Tensor LlamaImpl::forward(const Tensor& embeds, const std::vector<std::int64_t>&
            config.sliding_window,
            ", beyond which its attention is not implemented; "
            "shorten the input or use a model without sliding_window");
-  const nn::CoarseInputs coarse(!caches.empty() && rows->longest > 1);
+  const nn::CoarseInputs coarse(rows->longest > 1);
   const auto [cos, sin] = rotary_.rows(starts, rows->first, embeds.options());
 
   auto x = embeds;

@@ -14,8 +14,8 @@ void multiply_int8_avx512(const ByteRows& x, std::int64_t rows, const std::uint8
                           std::int64_t inputs, float* y);
 void multiply_int4_avx512(const ByteRows& x, std::int64_t rows, const std::uint8_t* block,
                           std::int64_t inputs, float* y);
-void quantize_row_avx512(const float* x, std::int64_t inputs, std::int64_t group,
-                         std::int8_t* values, float* scales, std::int32_t* sums);
+void quantize_row_avx512(const float* x, std::int64_t inputs, std::int8_t* values, float* scales,
+                         std::int32_t* sums, float* rest);
 
 namespace {
 

@@ -1,17 +1,16 @@
 // Products of bytes and the bytes of a row, compiled with AVX-512 switched on like
 // cpu_kernels_avx512.cpp.
 //
-// A block's weights are taken in chunks that stay in the first cache while all rows meet them; what
-// the rows have so far waits in y. Every row meets the groups in one order with the same
-// operations, however many rows are in its tile.
+// A block's weights are taken in chunks of as many inputs as have one scale in a row, 32 KB of
+// int8, which stay in the first cache while all rows meet them; what the rows have so far waits in
+// y. Every row meets the groups in one order with the same operations, however many rows are in its
+// tile.
 #include "cpu_avx512.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
 
 namespace llava::nn::cpu {
 namespace {
-
-constexpr std::int64_t kChunk = 256;  // inputs: 16 KB of int8
 
 /// Sums of products of a tile of M rows with V vectors of 16 outputs. Every loop over them is
 /// unrolled where it stands, or the sums would live in memory.
@@ -40,6 +39,7 @@ struct Sums {
 
   /// Those of 32 inputs with bytes, of which those of four inputs lie 256 apart.
   void add_bytes(const std::uint8_t* bytes, const std::int8_t* x) {
+    if constexpr (M == 6 && V == 2) return add_bytes_of_many(bytes, x);
 #pragma GCC unroll 8
     for (int step = 0; step < 8; ++step) {
       __m512i weights[V];
@@ -47,6 +47,34 @@ struct Sums {
       for (int i = 0; i < V; ++i) weights[i] = load(bytes + 4 * kBlock * step + 64 * i);
       add(weights, x + 4 * M * step);
     }
+  }
+
+  /// The same, instruction by instruction: GCC 12 moves so much between registers for tiles of this
+  /// size that the products take 6 % longer.
+  void add_bytes_of_many(const std::uint8_t* bytes, const std::int8_t* x) {
+// clang-format off
+#define LLAVA_ROW(input, first, second)      \
+  "vpbroadcastd " #input "(%[x]), %[row]\n"  \
+  "vpdpbusd %[row], %[w0], %[" #first "]\n"  \
+  "vpdpbusd %[row], %[w1], %[" #second "]\n"
+#define LLAVA_STEP(bytes, input)                                              \
+  "vmovdqu64 " #bytes "(%[w]), %[w0]\n"                                       \
+  "vmovdqu64 64+" #bytes "(%[w]), %[w1]\n"                                    \
+  LLAVA_ROW(input, a0, a1) LLAVA_ROW(4+input, b0, b1) LLAVA_ROW(8+input, c0, c1) \
+  LLAVA_ROW(12+input, d0, d1) LLAVA_ROW(16+input, e0, e1) LLAVA_ROW(20+input, f0, f1)
+    // clang-format on
+    __m512i w0, w1, row;
+    asm(LLAVA_STEP(0, 0) LLAVA_STEP(256, 24) LLAVA_STEP(512, 48) LLAVA_STEP(768, 72)
+            LLAVA_STEP(1024, 96) LLAVA_STEP(1280, 120) LLAVA_STEP(1536, 144) LLAVA_STEP(1792, 168)
+        : [a0] "+v"(sums[0][0]), [a1] "+v"(sums[0][1]), [b0] "+v"(sums[1][0]),
+          [b1] "+v"(sums[1][1]), [c0] "+v"(sums[2][0]), [c1] "+v"(sums[2][1]),
+          [d0] "+v"(sums[3][0]), [d1] "+v"(sums[3][1]), [e0] "+v"(sums[4][0]),
+          [e1] "+v"(sums[4][1]), [f0] "+v"(sums[5][0]), [f1] "+v"(sums[5][1]), [w0] "=&v"(w0),
+          [w1] "=&v"(w1), [row] "=&v"(row)
+        : [w] "r"(bytes), [x] "r"(x)
+        : "memory");
+#undef LLAVA_STEP
+#undef LLAVA_ROW
   }
 
   /// Those of 32 inputs with nibbles.
@@ -67,73 +95,71 @@ struct Sums {
   }
 };
 
-/// Adds to y the products of `count` inputs of a tile of M rows, with scales for kGroup inputs,
-/// with V vectors of a block, from its vector `first` on.
-template <int kBits, int kGroup, int M, int V>
-void add_tile(const ByteRows& x, const std::uint8_t* block, int first, std::int64_t count,
+/// Adds to y, or to zeros, the products of a tile of M rows with V vectors of a block, from its
+/// vector `first` on; of `count` inputs with one scale of each row.
+template <int kBits, int M, int V>
+void add_tile(ByteRows x, const std::uint8_t* block, int first, std::int64_t count, bool begins,
               float* y) {
-  constexpr auto kInputs = group_inputs(kBits), kSummed = ByteRows::summed(kBits, kGroup);
   __m512 results[M][V];
-  y += 16 * first;
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-    for (int i = 0; i < V; ++i) results[m][i] = _mm512_loadu_ps(y + m * kBlock + 16 * i);
-  const auto* values = x.values;
-  const auto* starts = x.starts;
-  for (std::int64_t k = 0; k < count; k += kInputs, block += group_bytes(kBits)) {
+    for (int i = 0; i < V; ++i) results[m][i] = _mm512_setzero_ps();
+  for (std::int64_t k = 0; k < count; k += group_inputs(kBits), block += group_bytes(kBits)) {
+    const auto here = x.at_input(k, M, kBits);
     const auto* bytes = block + 2 * kBlock + 64 * first;
-    for (std::int64_t part = 0; part < kInputs; part += kSummed, starts += M) {
-      Sums<M, V> sums;
-      sums.begin(starts);
-      if constexpr (kBits == 8) {
-        for (int i = 0; i < kSummed; i += 32, bytes += 32 * kBlock, values += 32 * M)
-          sums.add_bytes(bytes, values);
-      } else {
-        sums.add_nibbles(bytes, values);
-        values += 32 * M;
-      }
-      const auto* row_scales = x.scales + (k + part) / kGroup * M;
-      __m512 scales[V];
+    Sums<M, V> sums;
+    sums.begin(here.starts);
+    if constexpr (kBits == 8) {
+      for (std::int64_t i = 0; i < group_inputs(8); i += 32)
+        sums.add_bytes(bytes + kBlock * i, here.values + M * i);
+    } else {
+      sums.add_nibbles(bytes, here.values);
+    }
+    __m512 scales[V];
 #pragma GCC unroll 8
-      for (int i = 0; i < V; ++i) scales[i] = widen(block + 32 * (first + i));
+    for (int i = 0; i < V; ++i) scales[i] = widen(block + 32 * (first + i));
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) {  // a row's sums are free for the next group as soon as can be
-        const auto scale = _mm512_set1_ps(row_scales[m]);
+    for (int m = 0; m < M; ++m)  // a row's sums are free for the next group as soon as can be
 #pragma GCC unroll 8
-        for (int i = 0; i < V; ++i)
-          results[m][i] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums.sums[m][i]), scale),
-                                          scales[i], results[m][i]);
-      }
+      for (int i = 0; i < V; ++i)
+        results[m][i] =
+            _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums.sums[m][i]), scales[i], results[m][i]);
+  }
+  const auto is_added = static_cast<__mmask16>(begins ? 0 : 0xffff);
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    const auto scale = _mm512_set1_ps(x.scales[m]);
+#pragma GCC unroll 8
+    for (int i = 0; i < V; ++i) {
+      float* to = y + m * kBlock + 16 * (first + i);
+      _mm512_storeu_ps(to,
+                       _mm512_fmadd_ps(results[m][i], scale, _mm512_maskz_loadu_ps(is_added, to)));
     }
   }
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-    for (int i = 0; i < V; ++i) _mm512_storeu_ps(y + m * kBlock + 16 * i, results[m][i]);
 }
 
-template <int kBits, int kGroup, int M, int V>
-void add_rows(const ByteRows& x, const std::uint8_t* block, std::int64_t count, float* y) {
+template <int kBits, int M, int V>
+void add_rows(const ByteRows& x, const std::uint8_t* block, std::int64_t count, bool begins,
+              float* y) {
   for (int first = 0; first < kVectors; first += V)
-    add_tile<kBits, kGroup, M, V>(x, block, first, count, y);
+    add_tile<kBits, M, V>(x, block, first, count, begins, y);
 }
 
-template <int kBits, int kGroup>
+template <int kBits>
 void multiply_bytes(const ByteRows& x, std::int64_t rows, const std::uint8_t* block,
                     std::int64_t inputs, float* y) {
-  for (std::int64_t i = 0; i < rows * kBlock; i += 16) _mm512_storeu_ps(y + i, _mm512_setzero_ps());
-  for (std::int64_t k = 0; k < inputs; k += kChunk) {
-    const auto count = inputs - k < kChunk ? inputs - k : kChunk;
+  for (std::int64_t k = 0; k < inputs; k += kRowGroup) {
+    const auto count = inputs - k < kRowGroup ? inputs - k : kRowGroup;
     for (std::int64_t row = 0; row < rows;) {
       const auto some = tile_rows(rows - row);
       const auto tile = x.at_row(row, kBits).at_input(k, some, kBits);
       float* to = y + row * kBlock;
       switch (some) {
-        case 6: add_rows<kBits, kGroup, 6, 2>(tile, block, count, to); break;
-        case 4: add_rows<kBits, kGroup, 4, 2>(tile, block, count, to); break;
-        case 2: add_rows<kBits, kGroup, 2, 4>(tile, block, count, to); break;
-        default: add_rows<kBits, kGroup, 1, 4>(tile, block, count, to);
+        case 6: add_rows<kBits, 6, 2>(tile, block, count, k == 0, to); break;
+        case 4: add_rows<kBits, 4, 2>(tile, block, count, k == 0, to); break;
+        case 2: add_rows<kBits, 2, 4>(tile, block, count, k == 0, to); break;
+        default: add_rows<kBits, 1, 4>(tile, block, count, k == 0, to);
       }
       row += some;
     }
@@ -142,38 +168,6 @@ void multiply_bytes(const ByteRows& x, std::int64_t rows, const std::uint8_t* bl
 }
 
 // ── A row to bytes ──────────────────────────────────────────────────────────────────────────────
-
-/// The numbers of a group of 16 N.
-template <int N>
-struct Numbers {
-  __m512 x[N];
-
-  __m512 largest() const {
-    auto most = _mm512_abs_ps(x[0]);
-    for (int i = 1; i < N; ++i) most = _mm512_max_ps(most, _mm512_abs_ps(x[i]));
-    return most;
-  }
-  Numbers times(__m512 factor) const {
-    constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-    Numbers whole;
-    for (int i = 0; i < N; ++i)
-      whole.x[i] = _mm512_roundscale_ps(_mm512_mul_ps(x[i], factor), kNearest);
-    return whole;
-  }
-  __m512 squared_error(const Numbers& whole, __m512 scale) const {
-    auto sum = _mm512_setzero_ps();
-    for (int i = 0; i < N; ++i) {
-      const auto error = _mm512_fnmadd_ps(whole.x[i], scale, x[i]);
-      sum = _mm512_fmadd_ps(error, error, sum);
-    }
-    return sum;
-  }
-  bool has_strange() const {
-    int strange = 0;
-    for (int i = 0; i < N; i += 2) strange |= _mm512_cmp_ps_mask(x[i], x[i + 1], _CMP_UNORD_Q);
-    return strange != 0;
-  }
-};
 
 /// Whole numbers from -127 to 127 as 32 bytes; returns their sum.
 std::int32_t store_bytes(__m512 low, __m512 high, std::int8_t* to) {
@@ -186,67 +180,49 @@ std::int32_t store_bytes(__m512 low, __m512 high, std::int8_t* to) {
   return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
 }
 
-/// Which of four vectors has the smallest sum. They are summed together.
-int least_of_four(const __m512 (&x)[4]) {
-  const auto interleaved = [](__m512 a, __m512 b) {
-    return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-  };
-  const auto a = _mm512_castps_pd(interleaved(x[0], x[1]));
-  const auto b = _mm512_castps_pd(interleaved(x[2], x[3]));
-  const auto all = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
-                                 _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
-  const auto half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
-  const auto sums = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-  auto least = _mm_min_ps(sums, _mm_shuffle_ps(sums, sums, 0x4e));
-  least = _mm_min_ps(least, _mm_shuffle_ps(least, least, 0xb1));
-  return __builtin_ctz(static_cast<unsigned>(_mm_cmp_ps_mask(sums, least, _CMP_EQ_OQ)) | 8);
-}
-
-__m512 largest_in_all_lanes(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0x4e));
-  x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0xb1));
-  x = _mm512_max_ps(x, _mm512_permute_ps(x, 0x4e));
-  return _mm512_max_ps(x, _mm512_permute_ps(x, 0xb1));
-}
-
-template <int N>
-void quantize_groups(const float* x, std::int64_t inputs, std::int8_t* values, float* scales,
-                     std::int32_t* sums) {
-  static_assert(kRowTrials == 4);
-  for (std::int64_t k = 0; k < inputs; k += 16 * N, ++scales) {
-    Numbers<N> numbers;
-    for (int i = 0; i < N; ++i) numbers.x[i] = _mm512_loadu_ps(x + k + 16 * i);
-    const float size = _mm512_cvtss_f32(largest_in_all_lanes(numbers.largest())) / 127;
-    const auto least = _mm512_set1_ps(size);
-    const auto inverse = _mm512_set1_ps(size > 0 ? 1 / size : 0);
-    __m512 errors[4];
-    for (int i = 0; i < 4; ++i)
-      errors[i] = numbers.squared_error(
-          numbers.times(_mm512_mul_ps(inverse, _mm512_set1_ps(kRowInverses[i]))),
-          _mm512_mul_ps(least, _mm512_set1_ps(kRowFactors[i])));
-    const int best = least_of_four(errors);
-    const auto whole = numbers.times(_mm512_mul_ps(inverse, _mm512_set1_ps(kRowInverses[best])));
-    for (int i = 0; i < N; i += 2, values += 32)
-      *sums++ = store_bytes(whole.x[i], whole.x[i + 1], values);
-    *scales = numbers.has_strange() ? __builtin_nanf("") : size * kRowFactors[best];
-  }
-}
-
 }  // namespace
 
-void quantize_row_avx512(const float* x, std::int64_t inputs, std::int64_t group,
-                         std::int8_t* values, float* scales, std::int32_t* sums) {
-  (group == 64 ? quantize_groups<4> : quantize_groups<2>)(x, inputs, values, scales, sums);
+void quantize_row_avx512(const float* x, std::int64_t inputs, std::int8_t* values, float* scales,
+                         std::int32_t* sums, float* rest) {
+  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  for (std::int64_t begin = 0; begin < inputs; begin += kRowGroup) {
+    const auto end = begin + kRowGroup < inputs ? begin + kRowGroup : inputs;
+    auto most = _mm512_setzero_ps();
+    int strange = 0;
+    for (auto k = begin; k < end; k += 32) {
+      const auto low = _mm512_loadu_ps(x + k), high = _mm512_loadu_ps(x + k + 16);
+      most = _mm512_max_ps(most, _mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
+      strange |= _mm512_cmp_ps_mask(low, high, _CMP_UNORD_Q);
+    }
+    const float largest = _mm512_reduce_max_ps(most);
+    const bool is_finite = strange == 0 && largest <= 3.4e38F;
+    const float size = is_finite ? largest / 127 : 0;
+    const auto inverse = _mm512_set1_ps(size > 0 ? 1 / size : 0);
+    const auto whole = [&](std::int64_t k) {
+      const auto multiple = _mm512_mul_ps(_mm512_loadu_ps(x + k), inverse);
+      const auto number = _mm512_roundscale_ps(multiple, kNearest);
+      return is_finite ? number : _mm512_setzero_ps();
+    };
+    for (auto k = begin; k < end; k += 32) {
+      const auto low = whole(k), high = whole(k + 16);
+      *sums++ = store_bytes(low, high, values + k);
+      if (!rest) continue;
+      const auto scale = _mm512_set1_ps(size);
+      _mm512_storeu_ps(rest + k, _mm512_fnmadd_ps(low, scale, _mm512_loadu_ps(x + k)));
+      _mm512_storeu_ps(rest + k + 16, _mm512_fnmadd_ps(high, scale, _mm512_loadu_ps(x + k + 16)));
+    }
+    *scales++ = is_finite ? size : __builtin_nanf("");
+  }
 }
 
 void multiply_int8_avx512(const ByteRows& x, std::int64_t rows, const std::uint8_t* block,
                           std::int64_t inputs, float* y) {
-  (x.group == 64 ? multiply_bytes<8, 64> : multiply_bytes<8, 32>)(x, rows, block, inputs, y);
+  multiply_bytes<8>(x, rows, block, inputs, y);
 }
 
 void multiply_int4_avx512(const ByteRows& x, std::int64_t rows, const std::uint8_t* block,
                           std::int64_t inputs, float* y) {
-  (x.group == 64 ? multiply_bytes<4, 64> : multiply_bytes<4, 32>)(x, rows, block, inputs, y);
+  multiply_bytes<4>(x, rows, block, inputs, y);
 }
 
 }  // namespace llava::nn::cpu

@@ -3,7 +3,9 @@
 
 #include "cpu_quantize.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 namespace llava::nn::cpu {
@@ -25,26 +27,25 @@ void multiply_bfloat16(const std::uint16_t* x, std::int64_t x_stride, std::int64
   }
 }
 
-/// Adds to y [64] the products of row m of a tile of M with those of a weight's group from input
-/// `begin` on that are summed before they are scaled.
+/// Adds to y [64] the products of row m of a tile of M with the inputs of a group of a weight, not
+/// scaled by the row's.
 template <int kBits>
 void add_group(const ByteRows& x, std::int64_t m, std::int64_t M, const std::uint8_t* group,
-               std::int64_t begin, float* y) {
-  constexpr std::int64_t kHalf = group_inputs(kBits) / 2;
+               float* y) {
+  constexpr std::int64_t kCount = group_inputs(kBits), kHalf = kCount / 2;
   const auto* weights = group + 2 * kBlock;
-  const auto count = ByteRows::summed(kBits, x.group);
   for (std::int64_t n = 0; n < kBlock; ++n) {
     std::int32_t sum = x.starts[m];
-    for (std::int64_t i = 0; i < count; ++i) {
-      const auto k = begin + i, place = kBits == 8 ? k : k % kHalf;
+    for (std::int64_t k = 0; k < kCount; ++k) {
+      const auto place = kBits == 8 ? k : k % kHalf;
       const int byte = weights[(place / 4 * kBlock + n) * 4 + place % 4];
-      sum += x.values[(i / 4 * M + m) * 4 + i % 4] * (kBits == 8  ? byte
+      sum += x.values[(k / 4 * M + m) * 4 + k % 4] * (kBits == 8  ? byte
                                                       : k < kHalf ? byte & 15
                                                                   : byte >> 4);
     }
     std::uint16_t scale;
     __builtin_memcpy(&scale, group + 2 * n, sizeof scale);
-    y[n] += static_cast<float>(sum) * x.scales[m] * widened(scale);
+    y[n] += static_cast<float>(sum) * widened(scale);
   }
 }
 
@@ -57,34 +58,38 @@ void multiply_bytes(const ByteRows& x, std::int64_t rows, const std::uint8_t* bl
     for (std::int64_t m = 0; m < M; ++m, ++row, y += kBlock) {
       for (int n = 0; n < kBlock; ++n) y[n] = 0;
       const auto* group = block;
-      for (std::int64_t k = 0; k < inputs; k += group_inputs(kBits), group += group_bytes(kBits))
-        for (std::int64_t i = 0; i < group_inputs(kBits); i += ByteRows::summed(kBits, x.group))
-          add_group<kBits>(tile.at_input(k + i, M, kBits), m, M, group, i, y);
+      for (std::int64_t k = 0; k < inputs; k += kRowGroup) {
+        float part[kBlock] = {};
+        for (auto i = k; i < inputs && i < k + kRowGroup;
+             i += group_inputs(kBits), group += group_bytes(kBits))
+          add_group<kBits>(tile.at_input(i, M, kBits), m, M, group, part);
+        const float scale = tile.at_input(k, M, kBits).scales[m];
+        for (int n = 0; n < kBlock; ++n) y[n] += part[n] * scale;
+      }
     }
   }
 }
 
-template <int kGroup>
-void quantize_groups(const float* x, std::int64_t inputs, std::int8_t* values, float* scales,
-                     std::int32_t* sums) {
-  for (std::int64_t k = 0; k < inputs; k += kGroup, x += kGroup, values += kGroup, ++scales) {
-    const Numbers<kGroup, -127, 127> numbers(x);
-    const auto least = scale_of(numbers.largest() / 127);
-    const auto scale = numbers.template best<kRowTrials>([&](int i) -> Scale {
-      return {least.size * kRowFactors[i], least.inverse * kRowInverses[i]};
-    });
-    *scales = scale.size;
-    for (int i = 0; i < kGroup; ++i)
-      if (std::isnan(x[i])) *scales = x[i];
-    numbers.store(scale, values);
-    for (int i = 0; i < kGroup; i += 32, ++sums)
-      *sums = std::accumulate(values + i, values + i + 32, 0);
+void quantize_row(const float* x, std::int64_t inputs, std::int8_t* values, float* scales,
+                  std::int32_t* sums, float* rest) {
+  for (std::int64_t k = 0; k < inputs; k += kRowGroup) {
+    const auto end = k + kRowGroup < inputs ? k + kRowGroup : inputs;
+    float largest = 0;
+    bool is_strange = false;
+    for (auto i = k; i < end; ++i) {
+      largest = std::max(largest, std::abs(x[i]));
+      is_strange = is_strange || !(std::abs(x[i]) <= 3.4e38F);
+    }
+    const auto scale = scale_of(largest / 127);
+    *scales++ = is_strange ? std::numeric_limits<float>::quiet_NaN() : scale.size;
+    for (auto i = k; i < end; ++i) {
+      const float whole = is_strange ? 0 : std::nearbyint(x[i] * scale.inverse);
+      values[i] = static_cast<std::int8_t>(whole);
+      if (rest) rest[i] = std::fma(-whole, scale.size, x[i]);
+    }
   }
-}
-
-void quantize_row(const float* x, std::int64_t inputs, std::int64_t group, std::int8_t* values,
-                  float* scales, std::int32_t* sums) {
-  (group == 64 ? quantize_groups<64> : quantize_groups<32>)(x, inputs, values, scales, sums);
+  for (std::int64_t k = 0; k < inputs; k += 32)
+    *sums++ = std::accumulate(values + k, values + k + 32, 0);
 }
 
 void pack_rows(const std::uint16_t* weight, std::int64_t stride, std::int64_t rows,

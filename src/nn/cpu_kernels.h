@@ -5,7 +5,7 @@
 // A weight [N, K] is kept in blocks of 64 outputs, so that one product reads it from front to back,
 // for one row (decode) as for many (prefill):
 //   bfloat16  [N/64][K/2][64][2]
-//   int8      [N/64][K/64] groups, each 64 scales (bfloat16) and [16][64][4] bytes, 128 added
+//   int8      [N/64][K/128] groups, each 64 scales (bfloat16) and [32][64][4] bytes, 128 added
 //   int4      [N/64][K/32] groups, each 64 scales and [4][64][4] bytes: inputs 4i ... in the low
 //             half, 16 + 4i ... in the high one, 8 added
 // A row's products are summed in one order, so they do not depend on the rows beside it.
@@ -17,7 +17,7 @@ namespace llava::nn::cpu {
 
 constexpr std::int64_t kBlock = 64;  // outputs of a block
 /// Inputs of a weight with one scale, and the bytes of such a group of a block.
-constexpr std::int64_t group_inputs(int bits) { return bits == 8 ? 64 : 32; }
+constexpr std::int64_t group_inputs(int bits) { return bits == 8 ? 128 : 32; }
 constexpr std::int64_t group_bytes(int bits) {
   return 2 * kBlock + group_inputs(bits) * kBlock * bits / 8;
 }
@@ -27,30 +27,30 @@ constexpr std::int64_t tile_rows(std::int64_t left) {
   return left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
 }
 
-/// Rows of x as bytes, K a multiple of 64, tile behind tile. A tile of M rows has values
-/// [K/4][M][4], scales [K/G][M] and where sums of products begin, [K/S][M]: at what takes away
-/// again what was added to the weights.
+constexpr std::int64_t kInputs = 128;    // of which rows of bytes have a multiple
+constexpr std::int64_t kRowGroup = 512;  // inputs of a row of bytes with one scale, but the last
+constexpr std::int64_t row_groups(std::int64_t inputs) {
+  return (inputs + kRowGroup - 1) / kRowGroup;
+}
+
+/// Rows of x as bytes, tile behind tile. A tile of M rows has values [K/4][M][4], scales
+/// [row_groups(K)][M] and, per group of the weight, where sums of products begin, [groups][M]: at
+/// what takes away again what was added to the weights.
 struct ByteRows {
   const std::int8_t* values;
   const float* scales;
   const std::int32_t* starts;
   std::int64_t inputs;  // K
-  std::int64_t group;   // G, 32 or 64: inputs with one scale
-
-  /// S: inputs whose products are summed before they are scaled.
-  static constexpr std::int64_t summed(int bits, std::int64_t group) {
-    return group < group_inputs(bits) ? group : group_inputs(bits);
-  }
 
   /// What begins with the tile of another row.
   ByteRows at_row(std::int64_t row, int bits) const {
-    return {values + row * inputs, scales + row * inputs / group,
-            starts + row * inputs / summed(bits, group), inputs, group};
+    return {values + row * inputs, scales + row * row_groups(inputs),
+            starts + row * inputs / group_inputs(bits), inputs};
   }
-  /// What begins with other inputs of a tile of M rows.
+  /// What begins with another group of a tile of M rows.
   ByteRows at_input(std::int64_t input, std::int64_t M, int bits) const {
-    return {values + input * M, scales + input / group * M,
-            starts + input / summed(bits, group) * M, inputs, group};
+    return {values + input * M, scales + input / kRowGroup * M,
+            starts + input / group_inputs(bits) * M, inputs};
   }
 };
 
@@ -92,10 +92,11 @@ struct Kernels {
   void (*multiply_int4)(const ByteRows& x, std::int64_t rows, const std::uint8_t* block,
                         std::int64_t inputs, float* y);
 
-  /// One row of K numbers to bytes: per group of 32 or 64 the scale of some from max|x| / 127 on
-  /// that errs least; not a number where one of the group is none. `sums` [K/32] are the values'.
-  void (*quantize_row)(const float* x, std::int64_t inputs, std::int64_t group, std::int8_t* values,
-                       float* scales, std::int32_t* sums);
+  /// One row of K numbers to bytes: a scale per group of 512, max|x| / 127; not a number where one
+  /// of the group is not finite. `sums` [K/32] are the values'. `rest` [K], which may be x: where
+  /// what the bytes leave of x goes, or nullptr.
+  void (*quantize_row)(const float* x, std::int64_t inputs, std::int8_t* values, float* scales,
+                       std::int32_t* sums, float* rest);
   void (*widen_row)(const std::uint16_t* x, std::int64_t n, float* y);
 
   /// Up to 64 rows of a weight [rows, K] into a block; missing rows are zeros.
@@ -130,12 +131,6 @@ struct Kernels {
   void (*rotate)(const std::uint16_t* x, const std::uint16_t* cos, const std::uint16_t* sin,
                  std::int64_t half, std::uint16_t* y);  // x [2 * half]
 };
-
-/// What quantize_row() tries: a scale a little above the least that keeps the largest number in
-/// range. Measured on normal numbers, the best of these takes 4 % off the error of bytes.
-constexpr int kRowTrials = 4;
-constexpr float kRowFactors[kRowTrials] = {1, 1.0075F, 1.015F, 1.0225F};
-constexpr float kRowInverses[kRowTrials] = {1, 1 / 1.0075F, 1 / 1.015F, 1 / 1.0225F};
 
 constexpr std::int64_t kQueries = 48;  // queries that attend() takes at once
 

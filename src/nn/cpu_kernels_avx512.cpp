@@ -204,13 +204,14 @@ void attend_one(const OneQuery& query) {
 
 void store_rows(const float* y, std::int64_t y_stride, std::int64_t rows, std::int64_t outputs,
                 const float* bias, std::uint16_t* to, std::int64_t to_stride) {
-  for (std::int64_t n = 0; n < outputs; n += 16) {
-    const auto mask = first_lanes(outputs - n);
-    const auto added = bias ? _mm512_maskz_loadu_ps(mask, bias + n) : _mm512_setzero_ps();
-    for (std::int64_t m = 0; m < rows; ++m)
+  // Row by row: the rows of `to` lie far apart, often in the same set of the first cache.
+  for (std::int64_t m = 0; m < rows; ++m)
+    for (std::int64_t n = 0; n < outputs; n += 16) {
+      const auto mask = first_lanes(outputs - n);
+      const auto added = bias ? _mm512_maskz_loadu_ps(mask, bias + n) : _mm512_setzero_ps();
       store_bfloat16(to + m * to_stride + n,
                      _mm512_add_ps(_mm512_loadu_ps(y + m * y_stride + n), added), mask);
-  }
+    }
 }
 
 void widen_row(const std::uint16_t* x, std::int64_t n, float* y) {

@@ -163,6 +163,41 @@ std::vector<torch::Tensor> multiply(const torch::Tensor& x,
   return outputs;
 }
 
+namespace {
+
+InputRows rows_of(const Tensor& x) {  // [T, K], contiguous
+  return {x.const_data_ptr(), /*is_bfloat16=*/true, x.size(0), x.size(1)};
+}
+
+/// A product that goes to y, whose bias is kept in `wide_bias`.
+Product product_of(const PackedWeight& weight, const Tensor& bias, Tensor& wide_bias,
+                   const Tensor& y) {
+  if (bias.defined()) wide_bias = bias.to(torch::kFloat32);
+  return {&weight, bias.defined() ? wide_bias.const_data_ptr<float>() : nullptr, y.data_ptr()};
+}
+
+}  // namespace
+
+torch::Tensor multiply_and_add(const torch::Tensor& x_, const PackedWeight& weight,
+                               const torch::Tensor& bias, const torch::Tensor& residual_) {
+  const auto x = x_.contiguous(), residual = residual_.contiguous();
+  auto y = torch::empty({x.size(0), weight.outputs()}, x.options());
+  Tensor wide_bias;
+  multiply_and_add(rows_of(x), product_of(weight, bias, wide_bias, y), bfloat16_bits(residual));
+  return y;
+}
+
+torch::Tensor multiply_gated(const torch::Tensor& x_, const PackedWeight& gate,
+                             const torch::Tensor& gate_bias, const PackedWeight& up,
+                             const torch::Tensor& up_bias) {
+  const auto x = x_.contiguous();
+  auto y = torch::empty({x.size(0), gate.outputs()}, x.options());
+  Tensor wide_gate_bias, wide_up_bias;
+  multiply_gated(rows_of(x), product_of(gate, gate_bias, wide_gate_bias, y),
+                 product_of(up, up_bias, wide_up_bias, y));
+  return y;
+}
+
 torch::Tensor multiply_frozen(const torch::Tensor& x,
                               const std::shared_ptr<const PackedWeight>& weight) {
   return FrozenProduct::apply(x, weight);

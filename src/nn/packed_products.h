@@ -27,6 +27,12 @@ struct Product {
 /// weights need bfloat16 rows. y is bfloat16 or float32. A few rows take no memory.
 void multiply_rows(const InputRows& x, std::span<const Product> products, bool y_is_bfloat16);
 
+/// `added` [T, N] and the product, in bfloat16; y may be `added`.
+void multiply_and_add(const InputRows& x, const Product& product, const std::uint16_t* added);
+
+/// silu(gate) * up of two products, in bfloat16: y [T, N] of `gate` alone is written.
+void multiply_gated(const InputRows& x, const Product& gate, const Product& up);
+
 /// Inputs as a weight keeps them: the last group is filled up with zeros.
 std::int64_t padded_inputs(std::int64_t inputs, Packing packing);
 

@@ -1,5 +1,6 @@
 #include "llava/nn/recompute.h"
 
+#include "cpu_rows.h"
 #include "inference.h"
 #include "products.h"
 
@@ -168,14 +169,32 @@ std::vector<Tensor> multiply_together(const std::vector<Linear>& linears, const 
   return multiply(x, weights, biases);
 }
 
+/// Whether what comes behind the products of packed weights can be done with them.
+bool can_finish(const std::vector<Linear>& linears, const Tensor& x) {
+  return has_cpu_kernels(x) && x.dim() == 2 && can_multiply_together(linears);
+}
+
+Tensor made(const Made& input) { return input.make ? input.make(input.inputs) : input.inputs[0]; }
+
 }  // namespace
+
+torch::Tensor gated_linears(const Linear& gate, const Linear& up, const Made& input) {
+  if (!can_finish({gate, up}, input.inputs[0])) return {};
+  return multiply_gated(made(input), *gate->packed, gate->bias, *up->packed, up->bias);
+}
+
+torch::Tensor add_linear(const torch::Tensor& residual, const Linear& linear, const Made& input) {
+  if (can_finish({linear}, input.inputs[0]))
+    return multiply_and_add(made(input), *linear->packed, linear->bias, residual);
+  return residual + linears({linear}, input)[0];
+}
 
 std::vector<torch::Tensor> linears(const std::vector<Linear>& linears, const Made& input) {
   const bool remakes = !input.is_kept && torch::GradMode::is_enabled() &&
                        std::all_of(linears.begin(), linears.end(), can_remake);
   std::vector<Tensor> results;
   if (!remakes) {
-    const auto x = input.make ? input.make(input.inputs) : input.inputs[0];
+    const auto x = made(input);
     if (can_multiply_together(linears)) return multiply_together(linears, x);
     for (auto linear : linears) results.push_back(linear(x));
     return results;

@@ -28,22 +28,21 @@ std::size_t numbers(std::int64_t rows, std::int64_t width) {
 /// What a step works in, for as many rows as have come together so far.
 struct TokenStep::Room {
   std::int64_t rows = 0;
-  std::vector<Bits> x, normed;             // [B, D]
-  std::vector<Bits> q, k, v, attended, o;  // [B, H E], [B, K E], [B, K E], [B, H E], [B, D]
-  std::vector<Bits> gate, up;              // [B, F]
-  std::vector<Bits> logits;                // [B, V]
-  std::vector<Bits> cos, sin;              // [B, E/2]
+  std::vector<Bits> x, normed;          // [B, D]
+  std::vector<Bits> q, k, v, attended;  // [B, H E], [B, K E], [B, K E], [B, H E]
+  std::vector<Bits> gated;              // [B, F]
+  std::vector<Bits> logits;             // [B, V]
+  std::vector<Bits> cos, sin;           // [B, E/2]
 
   void fit(std::int64_t count, const TokenDecoder& decoder) {
     if (count <= rows) return;
     rows = count;
     const auto D = decoder.embeddings.size(1), E = decoder.head_size;
-    for (auto* part : {&x, &normed, &o}) part->resize(numbers(rows, D));
+    for (auto* part : {&x, &normed}) part->resize(numbers(rows, D));
     for (auto* part : {&q, &attended}) part->resize(numbers(rows, decoder.heads * E));
     for (auto* part : {&k, &v}) part->resize(numbers(rows, decoder.kv_heads * E));
-    for (auto* part : {&gate, &up})
-      part->resize(
-          numbers(rows, decoder.layers.empty() ? 0 : decoder.layers[0].up.weight->outputs()));
+    if (!decoder.layers.empty())
+      gated.resize(numbers(rows, decoder.layers[0].up.weight->outputs()));
     logits.resize(numbers(rows, decoder.head.weight->outputs()));
     for (auto* part : {&cos, &sin}) part->resize(numbers(rows, E / 2));
   }
@@ -75,32 +74,26 @@ void TokenStep::forward(std::span<const NextToken> tokens) {
       kernels.rms_norm(room.x.data() + row * D, bfloat16_bits(weight), D,
                        static_cast<float>(decoder_.eps), room.normed.data() + row * D);
   };
-  const auto multiply = [&](const std::vector<Bits>& x, std::initializer_list<Product> products) {
-    const auto inputs = products.begin()->weight->inputs();
-    multiply_rows({x.data(), /*is_bfloat16=*/true, B, inputs}, {products.begin(), products.size()},
-                  /*y_is_bfloat16=*/true);
-  };
-  const auto add = [&](const std::vector<Bits>& y) {
-    kernels.add(room.x.data(), y.data(), B * D, room.x.data());
+  const auto rows = [B](const std::vector<Bits>& x, const PackedLinear& linear) -> InputRows {
+    return {x.data(), /*is_bfloat16=*/true, B, linear.weight->inputs()};
   };
 
   for (std::size_t i = 0; i < decoder_.layers.size(); ++i) {
     const auto& layer = decoder_.layers[i];
     norm(layer.input_norm);
-    multiply(room.normed,
-             {product(layer.q, room.q), product(layer.k, room.k), product(layer.v, room.v)});
+    const Product qkv[] = {product(layer.q, room.q), product(layer.k, room.k),
+                           product(layer.v, room.v)};
+    multiply_rows(rows(room.normed, layer.q), qkv, /*y_is_bfloat16=*/true);
     attend(static_cast<std::int64_t>(i), tokens);
-    multiply(room.attended, {product(layer.o, room.o)});
-    add(room.o);
+    multiply_and_add(rows(room.attended, layer.o), product(layer.o, room.x), room.x.data());
     norm(layer.post_attention_norm);
-    multiply(room.normed, {product(layer.gate, room.gate), product(layer.up, room.up)});
-    kernels.swiglu(room.gate.data(), room.up.data(), B * layer.up.weight->outputs(),
-                   room.gate.data());
-    multiply(room.gate, {product(layer.down, room.o)});
-    add(room.o);
+    multiply_gated(rows(room.normed, layer.gate), product(layer.gate, room.gated),
+                   product(layer.up, room.gated));
+    multiply_and_add(rows(room.gated, layer.down), product(layer.down, room.x), room.x.data());
   }
   norm(decoder_.norm);
-  multiply(room.normed, {product(decoder_.head, room.logits)});
+  const Product head[] = {product(decoder_.head, room.logits)};
+  multiply_rows(rows(room.normed, decoder_.head), head, /*y_is_bfloat16=*/true);
 
   const auto V = decoder_.head.weight->outputs();
   for (std::int64_t row = 0; row < B; ++row) {

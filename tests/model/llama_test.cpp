@@ -37,9 +37,10 @@ TEST(LlamaMlp, MatchesHandComputedSwiglu) {
   mlp->gate_proj->weight.copy_(torch::eye(2));
   mlp->up_proj->weight.copy_(torch::eye(2));
   mlp->down_proj->weight.fill_(1.0);
-  const auto y = mlp(torch::tensor({{1.0, -2.0}}, torch::kFloat64));
+  const auto x = torch::tensor({{1.0, -2.0}}, torch::kFloat64);
+  const auto y = mlp(torch::full_like(x, 3), x);
   const double want = 1.0 / (1 + std::exp(-1.0)) + 4.0 / (1 + std::exp(2.0));
-  EXPECT_LE(distance(y, torch::full({1, 2}, want, torch::kFloat64)), 1e-12);
+  EXPECT_LE(distance(y, torch::full({1, 2}, 3 + want, torch::kFloat64)), 1e-12);
 }
 
 TEST(LlamaMlp, GradientsEqualAutogradsOfTheFormula) {
@@ -55,7 +56,7 @@ TEST(LlamaMlp, GradientsEqualAutogradsOfTheFormula) {
   const auto plain = mlp->down_proj(torch::silu(mlp->gate_proj(x)) * mlp->up_proj(x));
   const auto grad = embeds(3);
   const auto wanted = torch::autograd::grad({plain}, inputs, {grad});
-  const auto found = torch::autograd::grad({mlp(x)}, inputs, {grad});
+  const auto found = torch::autograd::grad({mlp(torch::zeros_like(x), x)}, inputs, {grad});
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     const double size = wanted[i].abs().max().item<double>();
     EXPECT_LE(distance(found[i], wanted[i]), 1e-12 * size);

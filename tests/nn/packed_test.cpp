@@ -1,6 +1,7 @@
 // Packed weights and CPU kernels against plain LibTorch in float64, and the fast kernels against
 // the plain ones.
 #include "../src/nn/cpu_kernels.h"
+#include "llava/nn/activation.h"
 #include "llava/nn/attention.h"
 #include "llava/nn/linear.h"
 #include "llava/nn/lora.h"
@@ -31,7 +32,7 @@ TEST(Packed, UnpackGivesBfloat16BackAndQuantisedWeightsNearly) {
     const auto same = PackedWeight(weight, Packing::bfloat16).unpack(torch::kBFloat16);
     EXPECT_TRUE(torch::equal(same, weight));
     EXPECT_LT(relative_error(PackedWeight(weight, Packing::int8).unpack(torch::kFloat32), weight),
-              0.006);
+              0.007);
     EXPECT_LT(relative_error(PackedWeight(weight, Packing::int4).unpack(torch::kFloat32), weight),
               0.09);
   }
@@ -78,11 +79,11 @@ TEST(Packed, BytesErrNoMoreThanLlamaCppsQ8) {
     const PackedWeight packed(weight, Packing::int8);
     const auto error = relative_error(multiply(x, {&packed}, {Tensor()})[0], exact);
     const auto allowed = relative_error(q8_0_product(x, weight), exact);
-    EXPECT_LT(error, allowed);
-    const CoarseInputs coarse(true);  // as a prompt's are
+    EXPECT_LT(error, 0.95 * allowed);  // the weight's alone
+    const CoarseInputs coarse(true);   // as a prompt's are
     const auto coarse_error = relative_error(multiply(x, {&packed}, {Tensor()})[0], exact);
     EXPECT_GT(coarse_error, error);
-    EXPECT_LT(coarse_error, 1.25 * allowed);
+    EXPECT_LT(coarse_error, 2 * allowed);
   }
 }
 
@@ -202,39 +203,41 @@ Tensor tensor_of(const std::vector<std::uint16_t>& bits) {
       .clone();
 }
 
-/// Rows x [M, K] as bytes in tiles, as cpu::ByteRows wants them.
+/// Rows x [M, K] as bytes in tiles, as cpu::ByteRows wants them, and what they leave of x.
 struct Tiles {
-  Tiles(const cpu::Kernels& kernels, const Tensor& x, int bits, std::int64_t group)
-      : inputs(x.size(1)), group(group) {
-    const auto M = x.size(0), groups = inputs / group, some_sums = inputs / 32;
-    const auto summed = cpu::ByteRows::summed(bits, group) / 32;
+  Tiles(const cpu::Kernels& kernels, const Tensor& x, int bits)
+      : inputs(x.size(1)), rest(static_cast<std::size_t>(x.numel())) {
+    const auto M = x.size(0), groups = cpu::row_groups(inputs);
     for (std::int64_t first = 0; first < M;) {
       const auto some = cpu::tile_rows(M - first);
       std::vector<std::int8_t> bytes(static_cast<std::size_t>(some * inputs));
       std::vector<float> sizes(static_cast<std::size_t>(some * groups));
-      std::vector<std::int32_t> sums(static_cast<std::size_t>(some * some_sums));
-      for (std::int64_t m = 0; m < some; ++m)
-        kernels.quantize_row(x.const_data_ptr<float>() + (first + m) * inputs, inputs, group,
-                             bytes.data() + m * inputs, sizes.data() + m * groups,
-                             sums.data() + m * some_sums);
+      const auto num_sums = inputs / 32, summed = cpu::group_inputs(bits) / 32;
+      std::vector<std::int32_t> sums(static_cast<std::size_t>(some * num_sums));
+      for (std::int64_t m = 0; m < some; ++m) {
+        const auto* row = x.const_data_ptr<float>() + (first + m) * inputs;
+        const bool leaves_rest = m % 2 == 0;
+        kernels.quantize_row(row, inputs, bytes.data() + m * inputs, sizes.data() + m * groups,
+                             sums.data() + m * num_sums,
+                             leaves_rest ? rest.data() + (first + m) * inputs : nullptr);
+      }
       for (std::int64_t k = 0; k < inputs; k += 4)
         for (std::int64_t m = 0; m < some; ++m)
           for (int i = 0; i < 4; ++i) values.push_back(bytes[m * inputs + k + i]);
       for (std::int64_t g = 0; g < groups; ++g)
         for (std::int64_t m = 0; m < some; ++m) scales.push_back(sizes[m * groups + g]);
-      for (std::int64_t s = 0; s < some_sums; s += summed)
+      for (std::int64_t s = 0; s < num_sums; s += summed)
         for (std::int64_t m = 0; m < some; ++m) {
-          const auto* at = sums.data() + m * some_sums + s;
+          const auto* at = sums.data() + m * num_sums + s;
           starts.push_back((bits == 8 ? -128 : -8) * std::accumulate(at, at + summed, 0));
         }
       first += some;
     }
   }
-  cpu::ByteRows rows() const {
-    return {values.data(), scales.data(), starts.data(), inputs, group};
-  }
+  cpu::ByteRows rows() const { return {values.data(), scales.data(), starts.data(), inputs}; }
 
-  std::int64_t inputs, group;
+  std::int64_t inputs;
+  std::vector<float> rest;
   std::vector<std::int8_t> values;
   std::vector<float> scales;
   std::vector<std::int32_t> starts;
@@ -251,27 +254,42 @@ class Fast : public testing::Test {
 };
 
 TEST_F(Fast, ByteProductsAndPackingAreThePlainOnes) {
-  const std::int64_t K = 320, rows = 13, outputs = 50;  // tiles of 6, 6 and 1 rows
+  const std::int64_t K = 640, rows = 13, outputs = 50;  // tiles of 6, 6 and 1 rows
   const auto weight = random({outputs, K}), x = random({rows, K});
-  for (const std::int64_t group : {32, 64})
-    for (const bool is_int8 : {true, false}) {
-      const int bits = is_int8 ? 8 : 4;
-      std::vector<std::uint8_t> blocks[2];
-      std::vector<float> results[2];
-      for (int i = 0; i < 2; ++i) {
-        const auto& kernels = i == 0 ? plain() : fast();
-        blocks[i].resize(
-            static_cast<std::size_t>(K / cpu::group_inputs(bits) * cpu::group_bytes(bits)));
-        (is_int8 ? kernels.pack_int8 : kernels.pack_int4)(weight.const_data_ptr<float>(), K,
-                                                          outputs, K, blocks[i].data());
-        const auto tiled = Tiles(kernels, x, bits, group);
-        results[i].resize(static_cast<std::size_t>(rows * cpu::kBlock));
-        (is_int8 ? kernels.multiply_int8 : kernels.multiply_int4)(
-            tiled.rows(), rows, blocks[i].data(), K, results[i].data());
-      }
-      EXPECT_EQ(blocks[0], blocks[1]);
-      for (std::size_t i = 0; i < results[0].size(); ++i)
-        EXPECT_NEAR(results[0][i], results[1][i], 1e-4 * (1 + std::abs(results[0][i])));
+  for (const bool is_int8 : {true, false}) {
+    const int bits = is_int8 ? 8 : 4;
+    std::vector<std::uint8_t> blocks[2];
+    std::vector<float> results[2], rests[2];
+    for (int i = 0; i < 2; ++i) {
+      const auto& kernels = i == 0 ? plain() : fast();
+      blocks[i].resize(
+          static_cast<std::size_t>(K / cpu::group_inputs(bits) * cpu::group_bytes(bits)));
+      (is_int8 ? kernels.pack_int8 : kernels.pack_int4)(weight.const_data_ptr<float>(), K, outputs,
+                                                        K, blocks[i].data());
+      const Tiles tiles(kernels, x, bits);
+      rests[i] = tiles.rest;
+      results[i].resize(static_cast<std::size_t>(rows * cpu::kBlock));
+      (is_int8 ? kernels.multiply_int8 : kernels.multiply_int4)(
+          tiles.rows(), rows, blocks[i].data(), K, results[i].data());
+    }
+    EXPECT_EQ(blocks[0], blocks[1]);
+    EXPECT_EQ(rests[0], rests[1]);
+    for (std::size_t i = 0; i < results[0].size(); ++i)
+      EXPECT_NEAR(results[0][i], results[1][i], 1e-4 * (1 + std::abs(results[0][i])));
+  }
+}
+
+TEST_F(Fast, WhatIsDoneWithProductsHasTheBitsOfOperationsOfTheirOwn) {
+  torch::NoGradGuard no_grad;
+  for (const auto packing : {Packing::bfloat16, Packing::int8, Packing::int4})
+    for (const std::int64_t rows : {1, 5, 100}) {
+      const auto x = random({rows, 160}, torch::kBFloat16);
+      const PackedWeight gate(random({200, 160}), packing), up(random({200, 160}), packing);
+      const auto bias = random({200}, torch::kBFloat16),
+                 residual = random({rows, 200}, torch::kBFloat16);
+      const auto both = multiply(x, {&gate, &up}, {bias, Tensor()});
+      EXPECT_TRUE(torch::equal(multiply_gated(x, gate, bias, up, {}), swiglu(both[0], both[1])));
+      EXPECT_TRUE(torch::equal(multiply_and_add(x, gate, bias, residual), residual + both[0]));
     }
 }
 

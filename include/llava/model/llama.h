@@ -26,8 +26,9 @@ struct LlamaContext {
 
 struct LlamaAttentionImpl : torch::nn::Module {
   LlamaAttentionImpl(const LlamaConfig& config, const torch::TensorOptions& options);
-  torch::Tensor forward(const nn::Made& x, const LlamaContext& context,
-                        std::int64_t layer);  // [T, D] -> [T or W, D]
+  /// `residual` [T or W, D] and the attention of x [T, D].
+  torch::Tensor forward(const torch::Tensor& residual, const nn::Made& x,
+                        const LlamaContext& context, std::int64_t layer);
 
   std::int64_t heads, kv_heads, head_dim;
   nn::Linear q_proj{nullptr}, k_proj{nullptr}, v_proj{nullptr}, o_proj{nullptr};
@@ -37,7 +38,8 @@ TORCH_MODULE(LlamaAttention);
 /// SwiGLU feed-forward.  Source: "GLU Variants Improve Transformer", eq. 6.
 struct LlamaMlpImpl : torch::nn::Module {
   LlamaMlpImpl(const LlamaConfig& config, const torch::TensorOptions& options);
-  torch::Tensor forward(const nn::Made& x);  // [T, D] -> [T, D]
+  /// `residual` [T, D] and the feed-forward of x [T, D].
+  torch::Tensor forward(const torch::Tensor& residual, const nn::Made& x);
 
   nn::Linear gate_proj{nullptr}, up_proj{nullptr}, down_proj{nullptr};
 };

@@ -1,7 +1,8 @@
 // Weights laid out once for this CPU's products, in the one layout that serves prefill and decode,
-// in bfloat16 or quantised to bytes in groups of 64 inputs or nibbles in groups of 32, with a scale
-// each. Quantised weights meet inputs quantised to bytes in groups of 32, or 64 where coarse ones
-// will do. A row's result does not depend on the rows beside it.
+// in bfloat16 or quantised to bytes in groups of 128 inputs or nibbles in groups of 32, with a
+// scale each. Quantised weights meet inputs as two bytes each, in groups of 128 with a scale for
+// either, or one byte where coarse inputs will do. A row's result does not depend on the rows
+// beside it.
 //   T rows   K inputs   N outputs
 #pragma once
 
@@ -15,7 +16,7 @@ namespace llava::nn {
 
 enum class Packing {
   bfloat16,
-  int8,  // 8.25 bits a weight
+  int8,  // 8.125 bits a weight
   int4   // 4.5 bits a weight
 };
 
@@ -57,8 +58,17 @@ std::vector<torch::Tensor> multiply(const torch::Tensor& x,
                                     const std::vector<const PackedWeight*>& weights,
                                     const std::vector<torch::Tensor>& biases);
 
-/// While one lives on this thread, inputs are quantised in groups of 64: products of many rows then
-/// take about a tenth less time, and err about a tenth more. For prompts.
+/// residual [T, N] and the product of x [T, K] with a weight; bfloat16 on a CPU.
+torch::Tensor multiply_and_add(const torch::Tensor& x, const PackedWeight& weight,
+                               const torch::Tensor& bias, const torch::Tensor& residual);
+
+/// silu(gate x) * up x of two weights [N, K] of one packing: [T, N]; bfloat16 on a CPU.
+torch::Tensor multiply_gated(const torch::Tensor& x, const PackedWeight& gate,
+                             const torch::Tensor& gate_bias, const PackedWeight& up,
+                             const torch::Tensor& up_bias);
+
+/// While one lives on this thread, quantised weights meet inputs of 8 bits instead of about 15:
+/// products of many rows then take half the time. For prompts.
 class CoarseInputs {
  public:
   explicit CoarseInputs(bool is_on) : before_(on) { on = on || is_on; }

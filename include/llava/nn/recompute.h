@@ -40,6 +40,12 @@ struct Made {
 /// first. Where LoRA's dropout is at work the input is kept, whatever it says.
 std::vector<torch::Tensor> linears(const std::vector<Linear>& linears, const Made& input);
 
+/// silu(gate(x)) * up(x) [T, N], where that is one pass over packed weights; else undefined.
+torch::Tensor gated_linears(const Linear& gate, const Linear& up, const Made& input);
+
+/// residual + linear(x): [T, out].
+torch::Tensor add_linear(const torch::Tensor& residual, const Linear& linear, const Made& input);
+
 /// Whether any parameter of a module is being trained.
 bool is_trainable(const torch::nn::Module& module);
 
