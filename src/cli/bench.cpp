@@ -229,7 +229,8 @@ void add_prefill(std::vector<Task>& tasks, model::Llava model, const input::Batc
 }
 
 /// One token more for each row behind the `held` tokens that its cache holds: logits [B, V].
-Tensor step(nn::TokenStep& step, const Caches& caches, std::int64_t held, const Tensor& logits) {
+template <class Step>
+Tensor step(Step& step, const Caches& caches, std::int64_t held, const Tensor& logits) {
   std::vector<nn::NextToken> tokens;
   for (std::size_t row = 0; row < caches->size(); ++row) {
     auto& cache = (*caches)[row];
@@ -252,10 +253,11 @@ void add_decode(std::vector<Task>& tasks, model::Llava model, const input::Batch
   next.embeds = prompts.embeds.narrow(0, 0, rows).clone();
   for (std::int64_t row = 0; row <= rows; ++row) next.starts.push_back(row);
   std::function<Tensor()> run = [=] { return forward(model, caches, next, length); };
-  if (const auto token_step = model::make_token_step(model)) {
-    const auto logits = torch::empty({rows, model->config.text.vocab_size});
+  const auto logits = torch::empty({rows, model->config.text.vocab_size});
+  if (const auto token_step = model::make_token_step(model))
     run = [=] { return step(*token_step, caches, length, logits); };
-  }
+  else if (const auto device_step = model::make_device_step(model))
+    run = [=] { return step(*device_step, caches, length, logits); };
   tasks.push_back({.what = "decode",
                    .batch = rows,
                    .tokens = rows,

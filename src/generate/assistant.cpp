@@ -146,6 +146,8 @@ Assistant load_assistant(const std::string& folder, const AssistantOptions& opti
   auto load = options.load;
   const bool choose = options.choose_dtype && !load.dtype;
   if (choose) load.dtype = auto_dtype(model::read_llava_config(folder).torch_dtype, load.device);
+  load.leaves_in_files =
+      options.bits < 16 || (load.dtype == torch::kBFloat16 && nn::prefers_packed_bfloat16());
   auto loaded = model::load_pretrained(folder, load);
   const auto& weight = loaded.model->llama->embed_tokens->weight;
   if (choose && !load.dtype && weight.scalar_type() == torch::kHalf && load.device.is_cpu()) {
@@ -160,6 +162,7 @@ Assistant load_assistant(const std::string& folder, const AssistantOptions& opti
   assistant.image = options.image;
   assistant.rows_are_independent = rows_are_independent;
   assistant.token_step = model::make_token_step(assistant.model);
+  assistant.device_step = model::make_device_step(assistant.model);
   assistant.name = model_name(folder);
   if (options.context > assistant.context)
     log::warn("the model was made for ", assistant.context, " tokens; a context of ",

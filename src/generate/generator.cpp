@@ -82,6 +82,25 @@ float* own_logits(Row& row, std::int64_t vocabulary) {
   return logits.data_ptr<float>();
 }
 
+/// Whether an answer's tokens are those that a device can choose by itself.
+bool is_left_to_device(const Assistant& assistant, const GenerateConfig& config) {
+  return assistant.device_step && config.sampling.temperature == 0 &&
+         config.sampling.repeat_penalty == 1;
+}
+
+/// One row's answer, all tokens but the first chosen on the device.
+void write_on_device(Assistant& assistant, Row& row, const GenerateConfig& config, Writer& writer,
+                     const OnText& on_text) {
+  auto id = sample(numbers(row.logits), row.seen, config.sampling, row.random);
+  writer.add(id, on_text);
+  if (writer.is_done()) return;
+  assistant.device_step->likeliest({id, &row.cache, nullptr}, [&](std::int64_t next) {
+    row.seen.push_back(id);
+    writer.add(id = next, on_text);
+    return !writer.is_done();
+  });
+}
+
 /// Hidden states [n, D] of the rows' tokens: their logits go to the rows.
 void take_logits(Assistant& assistant, const std::vector<Row*>& rows, const torch::Tensor& hidden) {
   const auto logits = assistant.model->logits(hidden).cpu();  // [n, V]
@@ -131,7 +150,12 @@ void prefill(Assistant& assistant, Row& row, const torch::Tensor& embeds,
 void decode(Assistant& assistant, const std::vector<Row*>& rows,
             const std::vector<std::int64_t>& ids, Batching batching) {
   torch::NoGradGuard no_grad;
-  if (assistant.token_step) {  // whose rows are independent
+  const bool are_independent = assistant.token_step || assistant.rows_are_independent;
+  if (batching == Batching::exact && rows.size() > 1 && !are_independent) {
+    for (std::size_t i = 0; i < rows.size(); ++i) decode(assistant, {rows[i]}, {ids[i]}, batching);
+    return;
+  }
+  if (assistant.token_step || assistant.device_step) {
     thread_local std::vector<nn::NextToken> tokens;
     tokens.clear();
     for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -139,12 +163,11 @@ void decode(Assistant& assistant, const std::vector<Row*>& rows,
       tokens.push_back(
           {ids[i], &row.cache, own_logits(row, assistant.model->config.text.vocab_size)});
     }
-    assistant.token_step->forward(tokens);
+    if (assistant.token_step)
+      assistant.token_step->forward(tokens);
+    else
+      assistant.device_step->forward(tokens);
     for (std::size_t i = 0; i < rows.size(); ++i) rows[i]->seen.push_back(ids[i]);
-    return;
-  }
-  if (batching == Batching::exact && rows.size() > 1 && !assistant.rows_are_independent) {
-    for (std::size_t i = 0; i < rows.size(); ++i) decode(assistant, {rows[i]}, {ids[i]}, batching);
     return;
   }
   auto& llama = assistant.model->llama;
@@ -183,6 +206,10 @@ std::vector<Answer> generate(Assistant& assistant, const std::vector<Row*>& rows
   for (auto* row : rows)
     row->seen.reserve(row->seen.size() + static_cast<std::size_t>(
                                              answer_limit(assistant, config, row->cache.length())));
+  const bool one_by_one = rows.size() == 1 || config.batching == Batching::exact;
+  if (one_by_one && is_left_to_device(assistant, config))
+    for (std::size_t i = 0; i < rows.size(); ++i)
+      if (!writers[i].is_done()) write_on_device(assistant, *rows[i], config, writers[i], on_text);
   std::vector<Row*> going;
   std::vector<std::int64_t> ids;
   for (;;) {

@@ -202,7 +202,7 @@ void load_adapter(const std::string& folder, Llava& model) {
   }
   expect(!pairs.empty(), Fault::data, file, ": there is no LoRA pair in it");
 
-  extra.fill(model);
+  extra.fill(model, /*leaves_in_files=*/false);
   for (const auto& [name, pair] : pairs) {
     auto lora = config.lora;
     lora.r = pair.a.size(0);

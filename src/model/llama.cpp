@@ -152,6 +152,16 @@ Tensor LlamaImpl::forward(const Tensor& embeds, const std::vector<std::int64_t>&
   return norm(x);
 }
 
+Tensor LlamaImpl::forward_at(const Tensor& embeds, const Tensor& positions,
+                             const std::vector<nn::KvCache*>& caches, std::int64_t window) {
+  const nn::Rows rows(positions, caches, window);
+  const auto [cos, sin] = rotary_.at(positions, window, embeds.options());
+  auto x = embeds;
+  for (std::int64_t i = 0; i < config.num_hidden_layers; ++i)
+    x = layers->at<LlamaLayerImpl>(i).forward(x, {rows, cos, sin, {}, true}, i);
+  return norm(x);
+}
+
 nn::KvCache make_cache(const Llama& llama, std::int64_t capacity) {
   const auto& config = llama->config;
   return {config.num_hidden_layers, config.num_key_value_heads, config.head_dim, capacity,

@@ -68,7 +68,7 @@ Pretrained build(const LlavaConfig& config, Sources& sources, const std::string&
   Pretrained loaded;
   loaded.tokenizer_folder = tokenizer;
   loaded.model = Llava(config, torch::TensorOptions(dtype).device(options.device));
-  loaded.narrowed = sources.fill(loaded.model);
+  loaded.narrowed = sources.fill(loaded.model, options.leaves_in_files && options.device.is_cpu());
   loaded.model->eval();
   for (auto& parameter : loaded.model->parameters()) parameter.requires_grad_(false);
   return loaded;
@@ -180,7 +180,7 @@ void load_projector(const std::string& path, Llava& model) {
   Sources sources;
   sources.add(file, weights::load_file(file), {"projector."});
   sources.check_part(model, "projector.");
-  sources.fill(model);
+  sources.fill(model, /*leaves_in_files=*/false);
 }
 
 }  // namespace llava::model

@@ -122,7 +122,7 @@ void Sources::compare(const torch::OrderedDict<std::string, Tensor>& wanted, Lay
        "; is config.json from another model?");
 }
 
-std::int64_t Sources::fill(Llava& model) {
+std::int64_t Sources::fill(Llava& model, bool leaves_in_files) {
   torch::NoGradGuard no_grad;
   auto parameters = model->named_parameters();
   std::int64_t narrowed = 0;
@@ -130,7 +130,10 @@ std::int64_t Sources::fill(Llava& model) {
     auto& place = parameters[entry.name];
     const auto type = place.scalar_type();
     narrowed += c10::promoteTypes(entry.tensor.scalar_type(), type) != type;
-    place.copy_(entry.tensor);
+    if (leaves_in_files && entry.tensor.scalar_type() == type && entry.tensor.is_contiguous())
+      place.set_data(entry.tensor);
+    else
+      place.copy_(entry.tensor);
     entry.tensor.reset();
   }
   entries_.clear();

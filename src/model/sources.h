@@ -35,8 +35,9 @@ class Sources {
   /// The same for any of its tensors: none need be there, but those that are must fit.
   void check_known(const Llava& model);
 
-  /// Copies each tensor to its place, dropping it afterwards. Returns how many lost bits.
-  std::int64_t fill(Llava& model);
+  /// Copies each tensor to its place, dropping it afterwards, or makes it the place where its dtype
+  /// is the wanted one. Returns how many lost bits.
+  std::int64_t fill(Llava& model, bool leaves_in_files);
 
  private:
   struct Entry {

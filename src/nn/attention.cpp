@@ -6,6 +6,7 @@
 #include "cpu_flash.h"
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 
 namespace llava::nn {
@@ -78,7 +79,42 @@ Tensor flat_full_attention(const Tensor& q, const Tensor& k, const Tensor& v) {
       .transpose(1, 2);
 }
 
+/// One token of each row at a position that only the device knows: q [B, H, E], k and v [B, K, E].
+Tensor at_positions(const Tensor& q, const Tensor& k, const Tensor& v, const Rows& rows,
+                    std::int64_t layer) {
+  const auto K = k.size(1), E = k.size(2), groups = q.size(1) / K;
+  const double scale = 1.0 / std::sqrt(static_cast<double>(E));
+  const auto wide = q.scalar_type() == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
+  std::vector<Tensor> outputs;  // [H, E]
+  for (std::int64_t row = 0; row < rows.size(); ++row) {
+    const auto& cache = *rows.caches[row];
+    const auto position = rows.positions.narrow(0, row, 1);
+    const auto end = std::min(rows.seen.size(1), cache.capacity());
+    const auto kept = [&](Tensor all, const Tensor& own) {  // [K, end, E]
+      return all.index_copy_(1, position, own[row].unsqueeze(1)).narrow(1, 0, end);
+    };
+    const auto keys = kept(cache.keys(layer), k), values = kept(cache.values(layer), v);
+    const auto scores = torch::matmul(q[row].view({K, groups, E}), keys.transpose(1, 2));
+    const auto hidden = rows.seen[row].narrow(0, 0, end).logical_not();
+    const auto weights = torch::softmax(
+        (scores.to(wide) * scale).masked_fill(hidden, -std::numeric_limits<double>::infinity()),
+        -1);
+    outputs.push_back(torch::matmul(weights.to(q.scalar_type()), values).view({-1, E}));
+  }
+  return torch::stack(outputs);
+}
+
 }  // namespace
+
+Rows::Rows(const torch::Tensor& positions_, const std::vector<KvCache*>& caches_,
+           std::int64_t window)
+    : caches(caches_), longest(1), positions(positions_) {
+  const auto B = positions.size(0);
+  for (std::int64_t row = 0; row <= B; ++row) starts.push_back(row);
+  expect(static_cast<std::int64_t>(caches.size()) == B, Fault::usage, "a batch of ", B,
+         " rows came with ", caches.size(), " caches");
+  seen = torch::arange(window, positions.options()).unsqueeze(0) <= positions.unsqueeze(1);
+}
 
 Rows::Rows(const std::vector<std::int64_t>& starts_, const std::vector<KvCache*>& caches_,
            torch::Device device)
@@ -108,6 +144,7 @@ Rows::Rows(const std::vector<std::int64_t>& starts_, const std::vector<KvCache*>
 
 torch::Tensor attention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
                         const Rows& rows, std::int64_t layer) {
+  if (rows.positions.defined()) return at_positions(q, k, v, rows, layer);
   const bool is_half = q.scalar_type() == torch::kBFloat16 || q.scalar_type() == torch::kFloat16;
   if (rows.bounds.defined() && is_half && q.size(2) <= kFlashHeadSize) {
     const std::optional<Tensor> bounds(rows.bounds);

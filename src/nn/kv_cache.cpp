@@ -7,9 +7,15 @@ namespace llava::nn {
 KvCache::KvCache(std::int64_t layers, std::int64_t heads, std::int64_t head_size,
                  std::int64_t capacity, const torch::TensorOptions& options)
     : capacity_(capacity) {
+  // A recorded step looks at room behind what is kept, with weights of 0 that must meet numbers.
+  const bool is_looked_at = !options.device().is_cpu();
+  const auto room = [&] {
+    const std::vector<std::int64_t> sizes{heads, capacity, head_size};
+    return is_looked_at ? torch::zeros(sizes, options) : torch::empty(sizes, options);
+  };
   for (std::int64_t layer = 0; layer < layers; ++layer) {
-    keys_.push_back(torch::empty({heads, capacity, head_size}, options));
-    values_.push_back(torch::empty({heads, capacity, head_size}, options));
+    keys_.push_back(room());
+    values_.push_back(room());
   }
 }
 

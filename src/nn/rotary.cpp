@@ -106,6 +106,12 @@ void Rotary::grow(std::int64_t longest, const torch::TensorOptions& options) {
   sin_ = sin.to(options);
 }
 
+std::pair<torch::Tensor, torch::Tensor> Rotary::at(const torch::Tensor& positions, std::int64_t end,
+                                                   const torch::TensorOptions& options) {
+  grow(end, options);
+  return {cos_.index_select(0, positions), sin_.index_select(0, positions)};
+}
+
 std::pair<std::span<const std::uint16_t>, std::span<const std::uint16_t>> Rotary::bfloat16_row(
     std::int64_t position) {
   const auto half = config_.head_dim / 2;

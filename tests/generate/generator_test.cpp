@@ -207,6 +207,36 @@ TEST(Generator, ExactBatchesGiveTheSameBitsInEveryDtype) {
   }
 }
 
+TEST(Generator, TokensChosenOnTheDeviceAreTheAnswer) {
+  const auto answers = [](bool on_device, Batching batching, double temperature) {
+    auto assistant = make_assistant(test::tiny_model(wordy_config()));
+    if (on_device) assistant.device_step = std::make_shared<model::DeviceStep>(assistant.model);
+    std::vector<Row> rows;
+    for (const auto& prompt : mixed_prompts(assistant)) {
+      rows.push_back(make_row(assistant, 200, 1, rows.size()));
+      for (std::int64_t layer = 0; layer < 2; ++layer) {  // as on a GPU
+        Tensor(rows.back().cache.keys(layer)).zero_();
+        Tensor(rows.back().cache.values(layer)).zero_();
+      }
+      prefill(assistant, rows.back(), embed(assistant, prompt), prompt.ids);
+    }
+    std::vector<Row*> pointers;
+    for (auto& row : rows) pointers.push_back(&row);
+    GenerateConfig config;
+    config.max_new_tokens = 12;
+    config.batching = batching;
+    config.sampling.temperature = temperature;
+    std::vector<std::vector<std::int64_t>> found;
+    for (const auto& answer : generate(assistant, pointers, config)) found.push_back(answer.ids);
+    for (const auto& row : rows) found.push_back(row.seen);
+    for (const auto& row : rows) found.push_back({row.cache.length()});
+    return found;
+  };
+  for (const auto batching : {Batching::exact, Batching::fast})
+    for (const double temperature : {0.0, 0.7})
+      EXPECT_EQ(answers(true, batching, temperature), answers(false, batching, temperature));
+}
+
 TEST(Generator, ATiedHeadIsPackedAsAnyOther) {
   auto config = wordy_config();
   config.text.hidden_size = 256;

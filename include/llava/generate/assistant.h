@@ -3,6 +3,7 @@
 #pragma once
 
 #include "llava/input/encoder.h"
+#include "llava/model/device_step.h"
 #include "llava/model/pretrained.h"
 #include "llava/model/token_step.h"
 
@@ -65,6 +66,7 @@ struct Assistant {
   media::ImageOptions image;          // how pictures are read
   bool rows_are_independent = false;  // a product's rows do not depend on the rows beside them
   std::shared_ptr<nn::TokenStep> token_step;  // decode without tensors; nullptr where not possible
+  std::shared_ptr<model::DeviceStep> device_step;  // decode on a GPU, or nullptr
 
   const text::Tokenizer& tokenizer() const { return encoder.tokenizer(); }
 };

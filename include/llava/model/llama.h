@@ -69,6 +69,12 @@ struct LlamaImpl : torch::nn::Module {
                         const std::vector<nn::KvCache*>& caches = {},
                         const torch::Tensor& wanted = {});
 
+  /// The next token of each row, embeds [B, D], at `positions` [B] int64 that only the device
+  /// knows, against the first `window` tokens of the caches' room -> hidden states [B, D]. What the
+  /// caches hold by the host's count is neither looked at nor changed. The same work every time.
+  torch::Tensor forward_at(const torch::Tensor& embeds, const torch::Tensor& positions,
+                           const std::vector<nn::KvCache*>& caches, std::int64_t window);
+
   /// Called around every layer in forward, outside of what recompute runs again, with the layer's
   /// number and the hidden states that enter or leave it. Who shards weights gathers and
   /// frees them here, and hooks these tensors to do the same in backward.

@@ -14,6 +14,9 @@ struct LoadOptions {
   std::optional<torch::ScalarType> dtype;  // nothing: as the files are
   std::string model_base;                  // for projector-only and LoRA folders
   std::string vision_tower;                // overrides the config's
+  // On a CPU, weights of the wanted dtype stay where their files are mapped, for a model that is to
+  // be packed: a start then reads each once. Such files must not be written to meanwhile.
+  bool leaves_in_files = false;
 };
 
 /// A model and the folders its other files (tokenizer) come from.
@@ -25,8 +28,9 @@ struct Pretrained {
 };
 
 /// Loads any folder of the contract's table. No random initialisation, no second copy: each tensor
-/// goes from the file's mapping to its place.  Throws Error(data) listing every missing, unexpected
-/// and misshapen tensor at once. The model is in evaluation mode and nothing of it learns yet.
+/// goes from the file's mapping to its place, or is left there.  Throws Error(data) listing every
+/// missing, unexpected and misshapen tensor at once. The model is in evaluation mode and nothing of
+/// it learns yet.
 Pretrained load_pretrained(const std::string& folder, const LoadOptions& options = {});
 
 /// Writes config, weights, preprocessor and tokenizer files (copied from `tokenizer_folder`) so

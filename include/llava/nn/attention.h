@@ -16,6 +16,11 @@ struct Rows {
   Rows(const std::vector<std::int64_t>& starts, const std::vector<KvCache*>& caches,
        torch::Device device);
 
+  /// One token of each row, at `positions` [B] int64 that only the device knows, against the first
+  /// `window` tokens of what each row's cache has room for; those behind the token are not seen.
+  /// Such a forward is the same work every time. The room must hold numbers, be they zeros.
+  Rows(const torch::Tensor& positions, const std::vector<KvCache*>& caches, std::int64_t window);
+
   std::int64_t size() const { return static_cast<std::int64_t>(starts.size()) - 1; }
   std::int64_t length(std::int64_t row) const { return starts[row + 1] - starts[row]; }
 
@@ -25,7 +30,9 @@ struct Rows {
   std::int64_t longest = 0;          // tokens of the longest row
   torch::Tensor bounds;              // starts as int32 on the device; CUDA without caches only
   std::vector<torch::Tensor>
-      masks;  // [B] which earlier tokens each token of a row that goes on sees
+      masks;                // [B] which earlier tokens each token of a row that goes on sees
+  torch::Tensor positions;  // [B] on the device; undefined where the host knows them
+  torch::Tensor seen;       // [B, window] bool: what such a token sees
 };
 
 /// q [T, H, E], k and v [T, K, E] -> [T, H, E]. With caches, k and v are appended to `layer` of
