@@ -105,6 +105,7 @@ void dump(generate::Assistant& assistant, const input::Example& example, const s
     state.add(name, tensor.to(torch::kCPU, torch::kFloat32).contiguous());
   };
   if (batch.tiles.defined()) {
+    generate::pack_tower(model);
     const auto pixels = model->pixel_values(batch.tiles);
     const auto features = model->vision_features(pixels);
     add("pixel_values", pixels);

@@ -60,6 +60,13 @@ void pack_tied_head(model::Llava& model, nn::Packing packing) {
   model->lm_head = head;
 }
 
+/// Whether a model's bfloat16 weights are laid out for products on this CPU.
+bool packs_bfloat16(const model::Llava& model) {
+  const auto& weight = model->llama->embed_tokens->weight;
+  return weight.is_cpu() && weight.scalar_type() == torch::kBFloat16 &&
+         nn::prefers_packed_bfloat16();
+}
+
 bool is_video(const input::Picture& picture) { return picture.frames > 0; }
 
 /// Rows of one picture [P, D], from the cache or the vision tower.
@@ -71,6 +78,7 @@ torch::Tensor features_of(Assistant& assistant, const input::Picture& picture) {
   alone.labels = {input::kIgnore};
   alone.pictures = {picture};
   auto& model = assistant.model;
+  pack_tower(model);
   const auto batch = input::collate({alone}).to(model->llama->embed_tokens->weight.device());
   const auto hidden = model->vision_features(model->pixel_values(batch.tiles));
   features = model->image_features(hidden, batch.pictures).at(0);
@@ -110,11 +118,15 @@ Assistant::Assistant(model::Llava loaded, text::Tokenizer words, const std::stri
   model->eval();
 }
 
-bool pack_for_answers(model::Llava& model, std::int64_t bits) {
+void pack_tower(model::Llava& model) {
+  if (!packs_bfloat16(model)) return;
+  nn::pack_linears(*model->vision, nn::Packing::bfloat16);
+  nn::pack_linears(*model->projector, nn::Packing::bfloat16);
+}
+
+bool pack_decoder(model::Llava& model, std::int64_t bits) {
   expect(bits == 16 || bits == 8 || bits == 4, Fault::usage, "bits must be 16, 8 or 4, got ", bits);
   const auto weight = model->llama->embed_tokens->weight;
-  const bool packs_bfloat16 =
-      weight.is_cpu() && weight.scalar_type() == torch::kBFloat16 && nn::prefers_packed_bfloat16();
   if (bits < 16) {
     nn::pack_linears(*model->llama, bits == 8 ? nn::Packing::int8 : nn::Packing::int4);
     if (model->lm_head)
@@ -122,17 +134,26 @@ bool pack_for_answers(model::Llava& model, std::int64_t bits) {
     else if (weight.is_cpu())
       pack_tied_head(model, nn::Packing::int8);
   }
-  if (packs_bfloat16) {
-    nn::pack_linears(*model, nn::Packing::bfloat16);
-    if (!model->lm_head) pack_tied_head(model, nn::Packing::bfloat16);
+  if (packs_bfloat16(model)) {
+    nn::pack_linears(*model->llama, nn::Packing::bfloat16);
+    if (model->lm_head)
+      nn::pack_linears(*model->lm_head, nn::Packing::bfloat16);
+    else
+      pack_tied_head(model, nn::Packing::bfloat16);
   }
   bool all = weight.is_cpu() && model->lm_head;
-  model->apply([&](const std::string& name, torch::nn::Module& part) {
+  const auto look = [&](const std::string& /*name*/, torch::nn::Module& part) {
     const auto* linear = part.as<nn::LinearImpl>();
-    if (linear && name.find("vision") == name.npos && name.find("projector") == name.npos)
-      all = all && linear->packed && !linear->has_lora();
-  });
+    if (linear) all = all && linear->packed && !linear->has_lora();
+  };
+  model->llama->apply(look);
+  if (model->lm_head) model->lm_head->apply(look);
   return all;
+}
+
+bool pack_for_answers(model::Llava& model, std::int64_t bits) {
+  pack_tower(model);
+  return pack_decoder(model, bits);
 }
 
 std::optional<torch::ScalarType> auto_dtype(const std::string& torch_dtype, torch::Device device) {
@@ -155,7 +176,7 @@ Assistant load_assistant(const std::string& folder, const AssistantOptions& opti
     loaded = {};
     loaded = model::load_pretrained(folder, load);
   }
-  const bool rows_are_independent = pack_for_answers(loaded.model, options.bits);
+  const bool rows_are_independent = pack_decoder(loaded.model, options.bits);
   const auto& words = loaded.tokenizer_folder;
   Assistant assistant(loaded.model, text::Tokenizer::load(words),
                       model::choose_template(loaded.model->config, words, options.conv_mode));

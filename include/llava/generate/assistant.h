@@ -74,10 +74,17 @@ struct Assistant {
 /// Loads a model folder.  Throws Error as model::load_pretrained and text::Tokenizer::load.
 Assistant load_assistant(const std::string& folder, const AssistantOptions& options = {});
 
-/// Lays weights out for products on this CPU where that is faster than LibTorch's, and keeps the
-/// decoder's in 8 or 4 bits where asked: see nn/packed.h. Under 4 bits the output head has 8. Such
-/// a model only answers. Returns whether every product of decode has rows that do not depend on
-/// those beside them.  Throws Error(usage) for other numbers of bits.
+/// Lays the decoder's weights out for products on this CPU where that is faster than LibTorch's,
+/// and keeps them in 8 or 4 bits where asked: see nn/packed.h. Under 4 bits the output head has 8.
+/// Such a model only answers. Returns whether every product of decode has rows that do not depend
+/// on those beside it.  Throws Error(usage) for other numbers of bits.
+bool pack_decoder(model::Llava& model, std::int64_t bits);
+
+/// The same of the vision tower and the projector, in bfloat16. The first picture sees to it: a
+/// start with text alone does without.
+void pack_tower(model::Llava& model);
+
+/// Both.
 bool pack_for_answers(model::Llava& model, std::int64_t bits);
 
 /// The dtype for a folder on a device when none is asked for. Nothing means: as the files are. On a
