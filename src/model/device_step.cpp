@@ -17,7 +17,7 @@ using torch::Tensor;
 constexpr std::int64_t kWindow = 256;  // tokens that what is looked at grows by
 
 /// Memory of the host that a device copies from and to without the host waiting.
-Tensor host_memory(std::vector<std::int64_t> sizes, torch::ScalarType type, torch::Device device) {
+Tensor host_memory(torch::IntArrayRef sizes, torch::ScalarType type, torch::Device device) {
   return torch::empty(sizes, torch::TensorOptions(type).pinned_memory(!device.is_cpu()));
 }
 

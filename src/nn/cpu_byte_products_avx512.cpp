@@ -53,6 +53,7 @@ struct Sums {
   /// size that the products take 6 % longer.
   void add_bytes_of_many(const std::uint8_t* bytes, const std::int8_t* x) {
 // clang-format off
+// NOLINTBEGIN(bugprone-macro-parentheses): they make text
 #define LLAVA_ROW(input, first, second)      \
   "vpbroadcastd " #input "(%[x]), %[row]\n"  \
   "vpdpbusd %[row], %[w0], %[" #first "]\n"  \
@@ -62,6 +63,7 @@ struct Sums {
   "vmovdqu64 64+" #bytes "(%[w]), %[w1]\n"                                    \
   LLAVA_ROW(input, a0, a1) LLAVA_ROW(4+input, b0, b1) LLAVA_ROW(8+input, c0, c1) \
   LLAVA_ROW(12+input, d0, d1) LLAVA_ROW(16+input, e0, e1) LLAVA_ROW(20+input, f0, f1)
+    // NOLINTEND(bugprone-macro-parentheses)
     // clang-format on
     __m512i w0, w1, row;
     asm(LLAVA_STEP(0, 0) LLAVA_STEP(256, 24) LLAVA_STEP(512, 48) LLAVA_STEP(768, 72)

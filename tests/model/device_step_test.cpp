@@ -1,6 +1,8 @@
 // The GPU's step, here on a CPU, where it is not recorded but done again.
 #include "llava/model/device_step.h"
 
+#include "llava/nn/device.h"
+
 #include "support/expect_error.h"
 #include "support/tiny_model.h"
 
@@ -29,15 +31,16 @@ class DeviceStepTest : public testing::Test {
   nn::KvCache prompted(std::int64_t length, std::int64_t capacity) {
     auto cache = cleared_cache(model, capacity);
     torch::manual_seed(length);
-    model->llama->forward(torch::randn({length, 16}), {0, length}, {&cache});
+    model->llama->forward(torch::randn({length, 16}).to(device), {0, length}, {&cache});
     return cache;
   }
   Tensor logits_of(std::int64_t id, nn::KvCache& cache) {
-    const auto embeds = model->llama->embed_tokens(torch::tensor({id}));
-    return model->logits(model->llama->forward(embeds, {0, 1}, {&cache}))[0];
+    const auto embeds = model->llama->embed_tokens(torch::tensor({id}).to(device));
+    return model->logits(model->llama->forward(embeds, {0, 1}, {&cache}))[0].cpu();
   }
 
   torch::NoGradGuard no_grad;
+  torch::Device device = torch::kCPU;
   Llava model = test::tiny_model();
 };
 
@@ -97,6 +100,31 @@ TEST_F(DeviceStepTest, SaysWhenLogitsAreNoNumbers) {
   support::error_of(Fault::non_finite, [&] {
     step.likeliest({7, &cache, nullptr}, [](std::int64_t) { return true; });
   });
+}
+
+TEST_F(DeviceStepTest, IsRecordedOnAGpu) {
+  if (nn::cuda_report(/*open_anyway=*/false).devices.empty()) GTEST_SKIP() << "no GPU here";
+  device = nn::choose_device("cuda");
+  model->to(device);
+  const auto step = make_device_step(model);
+  ASSERT_TRUE(step);
+  auto cache = prompted(250, 300), other = prompted(250, 300);
+  for (std::int64_t id = 3; id < 13; ++id) {
+    const auto found = torch::empty({64});
+    const nn::NextToken token{id, &cache, found.data_ptr<float>()};
+    step->forward({&token, 1});
+    EXPECT_LT((found - logits_of(id, other)).abs().max().item<float>(), 1e-3) << id;
+  }
+  EXPECT_TRUE(step->is_recorded());
+  std::vector<std::int64_t> found, expected;
+  step->likeliest({7, &cache, nullptr}, [&](std::int64_t id) {
+    found.push_back(id);
+    return found.size() < 12;
+  });
+  for (std::int64_t id = 7; expected.size() < 12; expected.push_back(id))
+    id = logits_of(id, other).argmax().item<std::int64_t>();
+  EXPECT_EQ(found, expected);
+  EXPECT_TRUE(step->is_recorded());
 }
 
 TEST_F(DeviceStepTest, IsForGpusAlone) {

@@ -31,6 +31,9 @@ class DeviceStep {
   /// Error(non_finite) where the logits are no numbers.
   void likeliest(const nn::NextToken& first, const std::function<bool(std::int64_t id)>& take);
 
+  /// Whether the last step was played from a recording.
+  bool is_recorded() const { return recorded_ && recorded_->is_recorded(); }
+
  private:
   void bind(std::span<const nn::NextToken> tokens, std::int64_t longest);
   void set_inputs(std::span<const nn::NextToken> tokens);
