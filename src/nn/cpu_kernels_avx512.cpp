@@ -49,16 +49,48 @@ void multiply_bfloat16(const std::uint16_t* x, std::int64_t x_stride, std::int64
 
 // ── Packing ─────────────────────────────────────────────────────────────────────────────────────
 
+/// Sixteen rows of sixteen pairs become sixteen columns.
+void transpose(__m512i (&x)[16]) {
+  __m512i y[16];
+  for (int i = 0; i < 16; i += 2) {
+    y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
+    y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {  // of four rows: column j of each lane of four columns
+    x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
+    x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
+    x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
+    x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
+  }
+  for (int j = 0; j < 4; ++j) {
+    constexpr int kEven = 0x88, kOdd = 0xdd;  // lanes 0 and 2, or 1 and 3, of each
+    const auto a = _mm512_shuffle_i32x4(x[j], x[4 + j], kEven);
+    const auto b = _mm512_shuffle_i32x4(x[8 + j], x[12 + j], kEven);
+    const auto c = _mm512_shuffle_i32x4(x[j], x[4 + j], kOdd);
+    const auto d = _mm512_shuffle_i32x4(x[8 + j], x[12 + j], kOdd);
+    y[j] = _mm512_shuffle_i32x4(a, b, kEven);
+    y[4 + j] = _mm512_shuffle_i32x4(c, d, kEven);
+    y[8 + j] = _mm512_shuffle_i32x4(a, b, kOdd);
+    y[12 + j] = _mm512_shuffle_i32x4(c, d, kOdd);
+  }
+  for (int i = 0; i < 16; ++i) x[i] = y[i];
+}
+
 void pack_rows(const std::uint16_t* weight, std::int64_t stride, std::int64_t rows,
                std::int64_t inputs, std::uint16_t* block) {
-  const auto lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const auto offsets = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int>(stride * 2)));
-  for (std::int64_t k = 0; k < inputs; k += 2)
-    for (int i = 0; i < kVectors; ++i, block += 32) {
-      const auto left = rows - 16 * i;
-      const auto mask = first_lanes(left);
-      _mm512_storeu_si512(block, _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), mask, offsets,
-                                                             weight + 16 * i * stride + k, 1));
+  for (std::int64_t k = 0; k < inputs; k += 32)
+    for (int i = 0; i < kVectors; ++i) {
+      const auto pairs_left = (inputs - k) / 2;
+      __m512i x[16];
+      for (std::int64_t n = 0; n < 16; ++n) {
+        const auto row = 16 * i + n;
+        const auto mask = row < rows ? first_lanes(pairs_left) : __mmask16{0};
+        x[n] = _mm512_maskz_loadu_epi32(mask, weight + (row < rows ? row * stride + k : 0));
+      }
+      transpose(x);
+      auto* to = block + k / 2 * 2 * kBlock + 32 * i;
+      for (std::int64_t pair = 0; pair < 16 && pair < pairs_left; ++pair)
+        _mm512_storeu_si512(to + pair * 2 * kBlock, x[pair]);
     }
 }
 

@@ -31,6 +31,9 @@ TEST(Packed, UnpackGivesBfloat16BackAndQuantisedWeightsNearly) {
     const auto weight = random({outputs, 160}, torch::kBFloat16);
     const auto same = PackedWeight(weight, Packing::bfloat16).unpack(torch::kBFloat16);
     EXPECT_TRUE(torch::equal(same, weight));
+    const auto narrow = weight.slice(1, 0, 86).contiguous();  // no whole number of vectors
+    EXPECT_TRUE(
+        torch::equal(PackedWeight(narrow, Packing::bfloat16).unpack(torch::kBFloat16), narrow));
     EXPECT_LT(relative_error(PackedWeight(weight, Packing::int8).unpack(torch::kFloat32), weight),
               0.007);
     EXPECT_LT(relative_error(PackedWeight(weight, Packing::int4).unpack(torch::kFloat32), weight),
