@@ -90,7 +90,7 @@ Tensor at_positions(const Tensor& q, const Tensor& k, const Tensor& v, const Row
     const auto& cache = *rows.caches[row];
     const auto position = rows.positions.narrow(0, row, 1);
     const auto end = std::min(rows.seen.size(1), cache.capacity());
-    const auto kept = [&](Tensor all, const Tensor& own) {  // [K, end, E]
+    const auto kept = [&](const Tensor& all, const Tensor& own) {  // [K, end, E]
       return all.index_copy_(1, position, own[row].unsqueeze(1)).narrow(1, 0, end);
     };
     const auto keys = kept(cache.keys(layer), k), values = kept(cache.values(layer), v);
