@@ -3,6 +3,7 @@
 #include "cpu_attention.h"
 #include "cpu_kernels.h"
 #include "cpu_rows.h"
+#include "llava/base/check.h"
 #include "packed_products.h"
 
 #include <ATen/Parallel.h>
@@ -58,7 +59,11 @@ void TokenStep::forward(std::span<const NextToken> tokens) {
   const auto& kernels = cpu::kernels();
   const auto B = static_cast<std::int64_t>(tokens.size());
   const auto D = decoder_.embeddings.size(1), E = decoder_.head_size;
-  for (const auto& token : tokens) token.cache->expect_room(1);
+  for (const auto& token : tokens) {
+    token.cache->expect_room(1);
+    expect(token.id >= 0 && token.id < decoder_.embeddings.size(0), Fault::usage, "token ",
+           token.id, " is none of the ", decoder_.embeddings.size(0), " of the vocabulary");
+  }
   room_->fit(B, decoder_);
   auto& room = *room_;
 

@@ -96,6 +96,10 @@ TEST_F(TokenStep, AFullCacheLeavesAllAsTheyWere) {
   step->forward(tokens);
   EXPECT_NE(support::error_of(Fault::capacity, [&] { step->forward(tokens); }).find("holds 1"),
             std::string::npos);
+  for (const std::int64_t id : {-1, 64}) {
+    const nn::NextToken unknown{id, &roomy, logits.data_ptr<float>()};
+    support::error_of(Fault::usage, [&] { step->forward({&unknown, 1}); });
+  }
   EXPECT_EQ(roomy.length(), 1);
   EXPECT_EQ(full.length(), 1);
 }

@@ -55,7 +55,8 @@ class TokenStep {
   TokenStep& operator=(const TokenStep&) = delete;
 
   /// Puts each token behind its row, whose cache has grown by it when this returns. Throws
-  /// Error(capacity) when a cache is full, with all caches as they were.
+  /// Error(capacity) when a cache is full, Error(usage) for an unknown token; all caches are then
+  /// as they were.
   void forward(std::span<const NextToken> tokens);
 
  private:
