@@ -73,6 +73,22 @@ TEST(Llama, NamesAreACheckpoints) {
   EXPECT_EQ(names.size(), 2 + 2 * 9u);
 }
 
+TEST(Llama, GivesTheWantedTokensAlone) {
+  torch::NoGradGuard no_grad;
+  auto llama = decoder(config());
+  const auto x = embeds(11), wanted = torch::tensor({1, 4, 9, 10});
+  const auto all = llama->forward(x, {0, 4, 5, 11});
+  EXPECT_LE(distance(llama->forward(x, {0, 4, 5, 11}, {}, wanted), all.index_select(0, wanted)),
+            1e-12);
+  auto cache = model::make_cache(llama, 12), other = model::make_cache(llama, 12);
+  llama->forward(x, {0, 11}, {&cache}, torch::tensor({10}));
+  llama->forward(x, {0, 11}, {&other});
+  const auto next = embeds(1);  // what the others left in the cache is whole
+  EXPECT_LE(
+      distance(llama->forward(next, {0, 1}, {&cache}), llama->forward(next, {0, 1}, {&other})),
+      1e-12);
+}
+
 TEST(Llama, BatchEqualsOneByOne) {
   const torch::NoGradGuard no_grad;
   auto llama = decoder(config());

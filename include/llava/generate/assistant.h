@@ -77,7 +77,7 @@ Assistant load_assistant(const std::string& folder, const AssistantOptions& opti
 /// Lays the decoder's weights out for products on this CPU where that is faster than LibTorch's,
 /// and keeps them in 8 or 4 bits where asked: see nn/packed.h. Under 4 bits the output head has 8.
 /// Such a model only answers. Returns whether every product of decode has rows that do not depend
-/// on those beside it.  Throws Error(usage) for other numbers of bits.
+/// on those beside them.  Throws Error(usage) for other numbers of bits.
 bool pack_decoder(model::Llava& model, std::int64_t bits);
 
 /// The same of the vision tower and the projector, in bfloat16. The first picture sees to it: a

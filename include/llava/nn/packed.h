@@ -1,6 +1,6 @@
 // Weights laid out once for this CPU's products, in the one layout that serves prefill and decode,
 // in bfloat16 or quantised to bytes in groups of 128 inputs or nibbles in groups of 32, with a
-// scale each. Quantised weights meet inputs as two bytes each, in groups of 128 with a scale for
+// scale each. Quantised weights meet inputs as two bytes each, in groups of 512 with a scale for
 // either, or one byte where coarse inputs will do. A row's result does not depend on the rows
 // beside it.
 //   T rows   K inputs   N outputs
