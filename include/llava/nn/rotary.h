@@ -43,11 +43,6 @@ class Rotary {
   std::pair<torch::Tensor, torch::Tensor> at(const torch::Tensor& positions, std::int64_t end,
                                              const torch::TensorOptions& options);
 
-  /// Whether rows of `length` tokens are turned otherwise for their length.
-  bool is_scaled_by_length(std::int64_t length) const {
-    return config_.scaling == RotaryConfig::Scaling::dynamic && length > config_.max_positions;
-  }
-
   /// Those of one position as bfloat16 numbers' bits, [E/2] each, which last until the next call.
   /// Nothing is allocated but to grow, and where `dynamic` scaling is at work.
   std::pair<std::span<const std::uint16_t>, std::span<const std::uint16_t>> bfloat16_row(
@@ -55,6 +50,9 @@ class Rotary {
 
  private:
   void grow(std::int64_t longest, const torch::TensorOptions& options);
+  bool is_scaled_by_length(std::int64_t length) const {
+    return config_.scaling == RotaryConfig::Scaling::dynamic && length > config_.max_positions;
+  }
 
   RotaryConfig config_;
   torch::Tensor cos_, sin_;                       // [P, E/2] of the last options asked for
